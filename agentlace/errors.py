@@ -1,0 +1,169 @@
+"""The errors of agentlace.
+
+::
+
+    AgentlaceError
+    ├── BrokerUnreachable    no broker answers at the address          (also a ConnectionError)
+    ├── BrokerAuthFailed     the broker refuses the user or password   (also a PermissionError)
+    ├── PeerAbsent           the broker is there, the other node isn't (also a ConnectionError)
+    ├── ConfigMismatch       both ends disagree about one config field (also a ValueError)
+    ├── RequestTimeout       no reply before the deadline              (also a TimeoutError)
+    ├── RemoteError          the handler at the other end raised
+    ├── UnknownRequest       a key, type or store nobody declared      (also a ValueError)
+    ├── RateLimited          more calls than ``rate_limit`` allows
+    ├── EncodeError          a value that may not travel               (also a TypeError)
+    ├── DecodeError          bytes that are not a whole, valid frame   (also a ValueError)
+    ├── StoreFull            no room: a stream at its budget, a broker at maxmemory
+    ├── ActorReplaced        a newer process took this actor's identity
+    ├── AlreadyServed        another live server has this identity
+    ├── SchemaMismatch       a transition that does not fit its store  (also a ValueError)
+    ├── MissingExtra         an optional dependency is not installed   (also an ImportError)
+    └── Closed               use after ``stop()`` or ``close()``
+
+Foreign errors (redis, sockets) are mapped to this tree in one place,
+:mod:`agentlace.transport.connection`.
+"""
+
+from __future__ import annotations
+
+
+class AgentlaceError(Exception):
+    """Base class of everything that agentlace raises on purpose."""
+
+
+class BrokerUnreachable(AgentlaceError, ConnectionError):
+    """No broker answers at the address, or the connection to it was lost."""
+
+    def __init__(self, url: str, reason: str = "") -> None:
+        """Name the address (without its password) and what was seen there."""
+        self.url = url
+        self.reason = reason
+        hint = "start one with `agentlace broker`, or point AGENTLACE_BROKER at a running one"
+        super().__init__(f"no broker at {url}{f' ({reason})' if reason else ''}: {hint}")
+
+
+class BrokerAuthFailed(AgentlaceError, PermissionError):
+    """The broker refuses the user, the password, or a command of this user."""
+
+    def __init__(self, url: str, reason: str = "") -> None:
+        """Name the address (without its password) and the broker's own words."""
+        self.url = url
+        self.reason = reason
+        super().__init__(
+            f"the broker at {url} refuses this user or password ({reason}): put them into the "
+            "address (redis://user:password@host) or into AGENTLACE_PASSWORD"
+        )
+
+
+class PeerAbsent(AgentlaceError, ConnectionError):
+    """The broker answers, but the node at the other end is not there."""
+
+    def __init__(self, role: str, name: str, last_seen: str | None = None, where: str = "") -> None:
+        """Name the missing node, the broker looked at, and when it was last seen."""
+        self.role = role
+        self.name = name
+        self.last_seen = last_seen
+        seen = f"last seen {last_seen}" if last_seen else "never seen"
+        super().__init__(f"no {role} {name!r} is running{f' at {where}' if where else ''} ({seen})")
+
+
+class ConfigMismatch(AgentlaceError, ValueError):
+    """Client and server were built with different configs."""
+
+    def __init__(self, field: str, mine: object, theirs: object) -> None:
+        """Name the first differing field and both values."""
+        self.field = field
+        self.mine = mine
+        self.theirs = theirs
+        super().__init__(
+            f"config field {field!r} differs: {mine!r} here, {theirs!r} at the server; "
+            "both ends must be built with the same config"
+        )
+
+
+class RequestTimeout(AgentlaceError, TimeoutError):
+    """No reply came before the deadline.
+
+    ``started`` is False when the request was withdrawn unread (it was never executed and never
+    will be), True when a server had taken it, None when the broker could not be asked.
+    """
+
+    def __init__(self, what: str, timeout_s: float, started: bool | None = None) -> None:
+        """Name the request, its deadline in seconds, and whether a server had taken it."""
+        self.what = what
+        self.timeout_s = timeout_s
+        self.started = started
+        fate = {
+            False: "no server took it; it was withdrawn and will not be executed",
+            True: "a server had taken it and may still be executing it",
+            None: "whether a server took it is unknown",
+        }[started]
+        super().__init__(f"{what}: no reply within {timeout_s:g} s ({fate})")
+
+
+class RemoteError(AgentlaceError):
+    """The handler at the other end raised; its traceback is in that process's log."""
+
+    def __init__(self, type: str, message: str) -> None:
+        """Carry the remote exception's type name and message."""
+        self.type = type
+        self.message = message
+        super().__init__(f"the server's handler raised {type}: {message}")
+
+
+class UnknownRequest(AgentlaceError, ValueError):
+    """A key, request type, interface or store that the other end does not offer."""
+
+
+class RateLimited(AgentlaceError):
+    """The call came sooner than the config's ``rate_limit`` allows."""
+
+
+class EncodeError(AgentlaceError, TypeError):
+    """A value that may not travel; ``path`` is where it sits in the tree."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        """Name the place in the tree (``observations/wrist/0``) and what is wrong there."""
+        self.path = path
+        self.reason = reason
+        super().__init__(f"cannot encode {path or 'the value'}: {reason}")
+
+
+class DecodeError(AgentlaceError, ValueError):
+    """Bytes that are not one whole, valid frame of this protocol."""
+
+
+class StoreFull(AgentlaceError):
+    """There is no room for more: the stream's budget or the broker's memory is used up."""
+
+
+class ActorReplaced(AgentlaceError):
+    """A newer process has taken this actor's identity; this one may not send any more."""
+
+
+class AlreadyServed(AgentlaceError):
+    """Another live server has this identity."""
+
+
+class SchemaMismatch(AgentlaceError, ValueError):
+    """A transition that does not fit its store; nothing of it was stored."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        """Name the leaf and both shapes or dtypes."""
+        self.path = path
+        self.reason = reason
+        super().__init__(f"{path or 'the transition'}: {reason}")
+
+
+class MissingExtra(AgentlaceError, ImportError):
+    """An optional dependency is missing; the message says which extra brings it."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        """Name the package and the extra that installs it."""
+        self.package = package
+        self.extra = extra
+        super().__init__(f"{package} is not installed: pip install 'agentlace[{extra}]'")
+
+
+class Closed(AgentlaceError):
+    """The object was stopped or closed before this call."""
