@@ -1,0 +1,233 @@
+"""One frame: a prefix, a msgpack header, and the leaves' raw bytes.
+
+::
+
+    offset  size  content
+    0       2     b"AL"
+    2       1     protocol version
+    3       1     1 if the checksum covers the whole frame, 0 if it ends with the header
+    4       4     CRC-32 of everything after it
+    8       4     header's length
+    12      8     frame's length
+    20      …     header: msgpack of [kind, meta, [[dtype, shape], …], tree's msgpack]
+    …       …     each leaf's bytes, C order, at a multiple of 64 bytes from the frame's start
+
+Lengths are little-endian. A frame of at most :data:`WHOLE_CRC_BYTES` is checked whole; of a
+larger one the checksum covers what gives it its structure, and its leaves are left to the
+transport's own checksums: a CRC of a camera image would cost as much as moving it.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import msgpack
+import numpy as np
+
+from agentlace.codec.dtypes import dtype_of
+from agentlace.codec.offender import find_offender
+from agentlace.codec.tree import (
+    MAX_FRAME_BYTES,
+    REFUSALS,
+    Buffer,
+    TreeDecoder,
+    TreeEncoder,
+    array_bytes,
+    unpack,
+)
+from agentlace.errors import DecodeError, EncodeError
+
+PROTOCOL_VERSION = 1
+ALIGNMENT = 64
+MAX_HEADER_BYTES = 64 << 20
+WHOLE_CRC_BYTES = 16 << 10
+
+_PREFIX = struct.Struct("<2sBBIIQ")
+_CRC_END = 8
+_DAMAGE = (*REFUSALS, LookupError, AttributeError, MemoryError, msgpack.UnpackException)
+_ZEROS = bytes(ALIGNMENT)
+
+
+class Frame(NamedTuple):
+    """An encoded frame: buffers to be written one after the other, and their total size."""
+
+    parts: list[Buffer]
+    nbytes: int
+
+    def __bytes__(self) -> bytes:
+        """Return the frame in one piece (a copy)."""
+        return b"".join(self.parts)
+
+    def copy(self) -> memoryview:
+        """Return the frame in one piece of writable memory that nothing else refers to."""
+        data = np.empty(self.nbytes, np.uint8).data
+        end = 0
+        for part in self.parts:
+            start, end = end, end + len(part)
+            data[start:end] = part
+        return data
+
+
+class Message(NamedTuple):
+    """A decoded frame."""
+
+    kind: str
+    meta: Mapping[str, Any]
+    tree: Any
+
+
+def encode(tree: Any, kind: str = "tree", meta: Mapping[str, Any] | None = None) -> Frame:
+    """Encode a tree without copying its contiguous arrays.
+
+    Args:
+        tree: None, bool, int, float, str, bytes, list, tuple, set, dict, numpy arrays and
+            scalars of any dtype but object, JAX arrays, FrozenDicts and Gymnasium spaces,
+            nested at will.
+        kind: what the frame is, for the receiver to check.
+        meta: small plain values that travel beside the tree.
+
+    Returns:
+        The frame. Its parts refer to the arrays' memory: write it before the arrays change.
+
+    Raises:
+        EncodeError: a value that may not travel, with its path; or a frame that is too large.
+    """
+    encoder = TreeEncoder()
+    try:
+        packed = encoder.pack(tree)
+    except REFUSALS as error:
+        raise find_offender(tree) from error
+    try:
+        header = msgpack.packb([kind, meta or {}, encoder.leaves, packed])
+    except REFUSALS as error:
+        raise EncodeError("meta", str(error)) from error
+    return _assemble(header, encoder.buffers)
+
+
+def _assemble(header: bytes, buffers: list[list[Buffer]]) -> Frame:
+    parts: list[Buffer] = [b"", header]
+    nbytes = _PREFIX.size + len(header)
+    for leaf in buffers:
+        size = sum(map(len, leaf))
+        if not size:
+            continue
+        padding = -nbytes % ALIGNMENT
+        if padding:
+            parts.append(_ZEROS[:padding])
+        parts += leaf
+        nbytes += padding + size
+    if nbytes > MAX_FRAME_BYTES:
+        raise EncodeError("", f"{nbytes} bytes are more than a frame's {MAX_FRAME_BYTES}")
+    if len(header) > MAX_HEADER_BYTES:
+        raise EncodeError("", f"{len(header)} bytes of values outside of arrays are too many")
+    whole = nbytes <= WHOLE_CRC_BYTES
+    lengths = struct.pack("<IQ", len(header), nbytes)
+    body = b"".join([lengths, *parts[1:]]) if whole else lengths + header
+    prefix = struct.pack("<2sBBI", b"AL", PROTOCOL_VERSION, whole, zlib.crc32(body))
+    if whole:
+        return Frame([prefix + body], nbytes)
+    parts[0] = prefix + lengths
+    return Frame(parts, nbytes)
+
+
+def decode(data: Buffer, kind: str | None = None) -> Message:
+    """Decode one whole frame.
+
+    Args:
+        data: the frame. Arrays are writable views of it if it is writable; a read-only one is
+            copied once.
+        kind: the kind that the caller expects, if it matters.
+
+    Raises:
+        DecodeError: truncated, damaged, of another protocol version, or of another kind.
+        MissingExtra: it holds a value of a library that is not installed here.
+    """
+    view = memoryview(data)
+    header = _checked_header(view)
+    try:
+        found, meta, leaves, packed = unpack(header)
+        if type(found) is not str or type(meta) is not dict:
+            raise DecodeError("a frame without a kind or meta")
+        if kind is not None and found != kind:
+            raise DecodeError(f"a frame of kind {found!r} where {kind!r} was expected")
+        if leaves and view.readonly:
+            view = memoryview(bytearray(view))
+        places = _places(leaves, _PREFIX.size + len(header), len(view))
+        memory = np.frombuffer(view, np.uint8)  # as long as it lives, a bytearray keeps its size
+        arrays = [
+            np.ndarray(shape, dtype, memory, offset) if nbytes else _empty(shape, dtype)
+            for dtype, shape, offset, nbytes in places
+        ]
+        return Message(found, meta, TreeDecoder(arrays).unpack(packed))
+    except DecodeError:
+        raise
+    except _DAMAGE as error:
+        raise DecodeError(f"a damaged frame: {type(error).__name__} {error}") from error
+
+
+def leaf_spans(data: memoryview) -> tuple[int, list[tuple[int, int]]]:
+    """Return where a frame's header ends, and each leaf's offset and size in bytes.
+
+    Raises:
+        DecodeError: not a valid header, or not of a frame of this length.
+        MissingExtra: as in :func:`decode`.
+    """
+    header = _checked_header(data)
+    end = _PREFIX.size + len(header)
+    try:
+        places = _places(unpack(header)[2], end, len(data))
+        return end, [(offset, nbytes) for *_, offset, nbytes in places]
+    except DecodeError:
+        raise
+    except _DAMAGE as error:
+        raise DecodeError(f"a damaged frame: {type(error).__name__} {error}") from error
+
+
+def _checked_header(view: memoryview) -> memoryview:
+    """Return the header's bytes, after every check that needs no decoding."""
+    if len(view) < _PREFIX.size:
+        raise DecodeError(f"a frame of {len(view)} bytes is truncated")
+    magic, version, whole, crc, header_bytes, nbytes = _PREFIX.unpack_from(view)
+    if magic != b"AL":
+        raise DecodeError(f"not a frame of agentlace: it begins with {bytes(view[:8])!r}")
+    if version != PROTOCOL_VERSION:
+        raise DecodeError(
+            f"a frame of protocol version {version}, this is {PROTOCOL_VERSION}: "
+            "install the same agentlace on both ends"
+        )
+    if nbytes != len(view):
+        raise DecodeError(f"a frame of {nbytes} bytes arrived with {len(view)}")
+    end = _PREFIX.size + header_bytes
+    if header_bytes > MAX_HEADER_BYTES or end > len(view):
+        raise DecodeError(f"a header of {header_bytes} bytes does not fit its frame")
+    if whole not in (0, 1) or whole != (nbytes <= WHOLE_CRC_BYTES):
+        raise DecodeError("a frame with unknown flags")
+    if zlib.crc32(view[_CRC_END : len(view) if whole else end]) != crc:
+        raise DecodeError("a damaged frame: its checksum does not match")
+    return view[_PREFIX.size : end]
+
+
+def _places(
+    leaves: list[Any], offset: int, end: int
+) -> Iterator[tuple[np.dtype[Any], list[int], int, int]]:
+    """Return each leaf's dtype, shape, offset and size in bytes, checked against what is there."""
+    for name, shape in leaves:
+        dtype = dtype_of(name)
+        if type(shape) is not list or [s for s in shape if type(s) is not int or s < 0]:
+            raise DecodeError("an array without a valid shape")
+        nbytes = array_bytes(dtype, shape)
+        if nbytes:
+            offset += -offset % ALIGNMENT
+        if offset + nbytes > end:
+            raise DecodeError(f"an array of {nbytes} bytes does not fit its frame")
+        yield dtype, shape, offset, nbytes
+        offset += nbytes
+
+
+def _empty(shape: list[int], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """Return an array without bytes; as a field, a string dtype of size 0 keeps that size."""
+    array: np.ndarray[Any, Any] = np.zeros(shape, [("", dtype)])["f0"]
+    return array
