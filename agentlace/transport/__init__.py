@@ -1,0 +1,25 @@
+"""Traffic through the broker.
+
+::
+
+    keys.py                 every key's name, type, bound and expiry
+    connection.py           where the broker is; the only module that knows redis-py's errors
+    channel.py              what is said on one connection
+    resp.py                 the wire protocol
+    backoff.py              pauses between attempts
+    memory.py               a broker inside this process
+    embedded.py             a broker process that needs no installation
+    server_process.py       its program, its configuration, its life
+    supervisor.py           the process that keeps it while somebody uses it
+    presence.py             who is there; the lease of a server
+    requests.py             act, obs, call, request: the caller's end
+    request_server.py       act, obs, call, request: the server's end
+    streams.py              transitions: what both ends share
+    producer.py             transitions: the actor's end
+    consumer.py             transitions: the trainer's and the recorders' end
+    weights.py              networks: the manifest
+    weights_publisher.py    networks: the trainer's end
+    weights_receiver.py     networks: the actor's end
+    broadcast.py            observations, newest only
+    subscription.py         pub/sub of which only the newest message counts
+"""

@@ -1,0 +1,31 @@
+"""Pauses between attempts, and what is said of their failures."""
+
+from __future__ import annotations
+
+import random
+
+
+class Backoff:
+    """Growing pauses between attempts, with some randomness against stampedes."""
+
+    def __init__(self, first_s: float = 0.05, limit_s: float = 1.0) -> None:
+        self._first_s = first_s
+        self._limit_s = limit_s
+        self._next_s = first_s
+        self._failure = ""
+
+    def next_s(self) -> float:
+        """Return the pause before the next attempt, in seconds."""
+        pause = self._next_s
+        self._next_s = min(self._limit_s, 2 * pause)
+        return pause * random.uniform(0.75, 1.25)
+
+    def reset(self) -> None:
+        """Start small again, after a success."""
+        self._next_s = self._first_s
+        self._failure = ""
+
+    def is_news(self, failure: Exception) -> bool:
+        """Whether a failure differs from the one before: an outage needs one line in the log."""
+        before, self._failure = self._failure, f"{type(failure)} {failure}"
+        return before != self._failure

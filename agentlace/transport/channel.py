@@ -1,0 +1,252 @@
+"""What is said on one connection to the broker: commands out, replies in.
+
+A :class:`Channel` is owned by one thread or one lock. It connects when it is first used and
+again after its connection was lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from agentlace.errors import AgentlaceError, BrokerUnreachable, Closed
+from agentlace.transport import resp
+from agentlace.transport.backoff import Backoff
+from agentlace.transport.resp import Command, ErrorReply, Reply
+
+if TYPE_CHECKING:
+    from agentlace.transport.connection import Broker
+
+CONNECT_TIMEOUT_S = 5.0
+"""How long one attempt to connect may take."""
+SLICE_S = 1.0
+"""Blocking reads wait no longer than this at a time, so that a dead broker is noticed."""
+MARGIN_S = 2.0
+"""An answer that is so much later than it could be counts as a lost connection."""
+PATIENCE_S = 10.0
+"""An answer that its asker no longer waits for may be so late before the connection is lost."""
+
+
+class Link(NamedTuple):
+    """A connection that stands."""
+
+    sock: Any
+    reader: Any
+    client_id: int | None
+    disconnect: Callable[[], None]
+
+
+class Channel:
+    """One connection to the broker, for one thread (or under its owner's lock).
+
+    Only :meth:`unblock`, :meth:`interrupt` and :meth:`close` may be called from other threads.
+    """
+
+    slice_s = SLICE_S
+
+    def __init__(self, broker: Broker, connect_timeout_s: float = CONNECT_TIMEOUT_S) -> None:
+        self.broker = broker
+        self.connect_timeout_s = connect_timeout_s
+        self.connects = 0
+        self._link: Link | None = None
+        self._owed = 0
+        self._asked = 0.0
+        self._backoff = Backoff()
+        self._failure: tuple[float, AgentlaceError] | None = None
+        self._guard = threading.Lock()
+        self._closed = False
+        self._interrupts = 0
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection, as far as is known."""
+        return self._link is not None
+
+    def call(self, *command: resp.Argument, timeout_s: float = CONNECT_TIMEOUT_S) -> Reply:
+        """Send one command and return its reply.
+
+        Raises:
+            BrokerUnreachable: no connection, or it was lost; the command may have been executed.
+            BrokerAuthFailed, StoreFull, Refused: the broker answered with an error.
+        """
+        return self.checked(self.exchange([command], timeout_s=timeout_s))[0]
+
+    def exchange(
+        self, commands: Sequence[Command], timeout_s: float = CONNECT_TIMEOUT_S
+    ) -> list[Reply]:
+        """Send commands in one write and return their replies; refusals are returned, not raised.
+
+        Args:
+            commands: each a sequence of arguments.
+            timeout_s: how long each read or write may take before the connection counts as lost.
+
+        Raises:
+            BrokerUnreachable: no connection, or it was lost; the commands may have been executed.
+            BrokerAuthFailed: the broker refuses the password.
+        """
+        self.send(commands, timeout_s)
+        return [self.receive(timeout_s) for _ in commands]
+
+    def checked(self, replies: list[Reply]) -> list[Reply]:
+        """Return the replies if none of them is a refusal; raise the first one that is."""
+        for reply in replies:
+            if isinstance(reply, ErrorReply):
+                error = self.broker.mapped(reply)
+                if isinstance(error, BrokerUnreachable):
+                    self.disconnect()  # this server cannot serve (any more): look for it anew
+                raise error
+        return replies
+
+    def send(self, commands: Sequence[Command], timeout_s: float = CONNECT_TIMEOUT_S) -> None:
+        """Send commands in one write, without waiting for their replies."""
+        self.connect()
+        while self._owed > 0:
+            self.receive(timeout_s)
+        self._owed, self._asked = len(commands), time.monotonic()
+        self._write(commands, timeout_s)
+
+    def _write(self, commands: Sequence[Command], timeout_s: float) -> None:
+        link, buffers = self._current(), resp.pack(commands)
+        with self._whole():
+            link.sock.settimeout(timeout_s)
+            resp.write(link.sock, buffers)
+
+    def receive(self, timeout_s: float = CONNECT_TIMEOUT_S) -> Reply:
+        """Return the next reply."""
+        link = self._current()
+        with self._whole():
+            link.sock.settimeout(timeout_s)
+            reply = link.reader.read()
+        self._owed -= 1
+        return reply
+
+    @contextlib.contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Drop the connection if what is sent or received here stays unfinished.
+
+        Also if it is a Ctrl-C that comes between: the next command would become a part of this
+        one, and its bytes a part of somebody's transitions.
+        """
+        try:
+            yield
+        except BaseException as error:
+            lost = self._lost(error)
+            if isinstance(error, Exception):
+                raise lost from error
+            raise
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until a reply can be received; False if none came in time."""
+        link = self._current()
+        if link.reader.has_data or (hasattr(link.sock, "pending") and link.sock.pending()):
+            return True
+        try:
+            poller = select.poll()
+            poller.register(link.sock, select.POLLIN)
+            return bool(poller.poll(timeout_s * 1000))
+        except (OSError, ValueError) as error:  # it was closed from another thread
+            raise self._lost(error) from error
+
+    def settle(self, timeout_s: float) -> None:
+        """Wait for the replies that are owed to the last :meth:`send`.
+
+        Raises:
+            BrokerUnreachable: they did not come in time. The connection is kept for PATIENCE_S
+                all the same, so that a slow one gets there in several attempts.
+        """
+        if self._owed <= 0 or self.wait(timeout_s):
+            return
+        waited_s = time.monotonic() - self._asked
+        error = TimeoutError(f"no answer within {waited_s:.3g} s")
+        raise self._lost(error) if waited_s > PATIENCE_S else self.broker.mapped(error)
+
+    def connect(self) -> None:
+        """Connect if there is no connection.
+
+        Right after a failed attempt the same error is raised again without a new one: pauses
+        between attempts grow from 50 ms to 1 s.
+        """
+        if self._link is not None:
+            return
+        interrupts = self._interrupts
+        if self._closed:
+            raise Closed("this connection was closed")
+        if self._failure and time.monotonic() < self._failure[0]:
+            raise self._failure[1].with_traceback(None)
+        try:
+            link = self._open()
+        except AgentlaceError as error:
+            self._failure = (time.monotonic() + self._backoff.next_s(), error)
+            raise
+        self._failure = None
+        self._backoff.reset()
+        self._adopt(link, interrupts)
+
+    def _open(self) -> Link:
+        return self.broker.open(self.connect_timeout_s)
+
+    def _adopt(self, link: Link, interrupts: int) -> None:
+        """Use a new connection, unless it was interrupted while it was being opened."""
+        with self._guard:
+            if self._interrupts == interrupts:
+                self._link, self._owed = link, 0
+                self.connects += 1
+                return
+        link.disconnect()
+        raise self._lost(None)
+
+    def _current(self) -> Link:
+        link = self._link
+        if link is None:
+            raise self._lost(None)
+        return link
+
+    def _lost(self, error: BaseException | None) -> AgentlaceError:
+        self.disconnect()
+        if self._closed:
+            return Closed("this connection was closed")
+        if not isinstance(error, Exception):
+            error = OSError("the connection was interrupted")
+        return self.broker.mapped(error)
+
+    def disconnect(self) -> None:
+        """Drop the connection; the next use connects anew."""
+        with self._guard:
+            link, self._link, self._owed = self._link, None, 0
+        if link is not None:
+            with contextlib.suppress(OSError):
+                link.disconnect()
+
+    def unblock(self) -> None:
+        """End the blocking command that this channel's thread waits for, as if its time were over.
+
+        Unlike :meth:`interrupt` this loses nothing that the command may just have popped.
+        """
+        link = self._link
+        if link is None or link.client_id is None:
+            return self.interrupt()
+        try:
+            with contextlib.closing(self.broker.channel(1.0)) as helper:
+                helper.call("CLIENT", "UNBLOCK", link.client_id, timeout_s=1.0)
+        except AgentlaceError:
+            self.interrupt()
+
+    def interrupt(self) -> None:
+        """Wake the thread that connects or reads with this channel: what it does fails."""
+        with self._guard:
+            self._interrupts += 1
+            link = self._link
+        if link is not None:
+            with contextlib.suppress(OSError):
+                link.sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close for good; a thread that reads from this channel wakes with Closed."""
+        self._closed = True
+        self.interrupt()
+        self.disconnect()

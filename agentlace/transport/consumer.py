@@ -1,0 +1,237 @@
+"""A consumer's end of a store's transition streams."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from agentlace import codec
+from agentlace.errors import AgentlaceError, Closed, DecodeError
+from agentlace.transport.backoff import Backoff
+from agentlace.transport.connection import MARGIN_S, Broker
+from agentlace.transport.keys import ORPHAN_MS, ServiceKeys
+from agentlace.transport.streams import START, StreamId, cursors, forget_if_read, newest_id
+
+log = logging.getLogger(__name__)
+
+BATCH_ENTRIES = 32
+"""So many chunks of each actor are fetched at a time, if they are not too large."""
+BATCH_BYTES = 32 << 20
+"""When more than this was fetched at a time, it is half as many chunks the next time."""
+ACTORS_POLL_S = 2.0
+"""How often the set of actors is read, beside being told of arrivals."""
+JOIN_TIMEOUT_S = 5.0
+
+Apply = Callable[[str, codec.Chunk, StreamId], None]
+"""Called with the actor, the new transitions and the ID of the last of them."""
+
+
+class Consumer:
+    """Reads every actor's stream of one store and applies each transition exactly once.
+
+    Args:
+        broker: where.
+        keys: the trainer's keys.
+        store: name of the store.
+        apply: puts transitions into the store; an exception rejects the chunk as a whole.
+        name: of this consumer; its cursors are published under it.
+        positions: last applied ID per actor, kept with the data that they describe. They are
+            updated in place right after ``apply``.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        keys: ServiceKeys,
+        store: str,
+        apply: Apply,
+        name: str,
+        positions: dict[str, StreamId],
+    ) -> None:
+        self._service = keys
+        self._keys = keys.store(store)
+        self._apply = apply
+        self._name = name
+        self.positions = positions
+        self._channel = broker.channel()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._actors: set[str] = set(positions)
+        self._joined = "0"
+        self._entries = 1
+        self._moved: dict[str, StreamId] = {}
+        self.applied = 0
+        self.gaps = 0
+        self.rejected = 0
+
+    def register(self) -> None:
+        """Make this consumer known, so that nothing that it has not read is trimmed.
+
+        Also publishes where it stands: from the start, if its store is empty.
+        """
+        cursor = self._keys.cursor(self._name)
+        commands: list[Any] = [("SADD", self._keys.consumers, self._name), ("DEL", cursor)]
+        for actor, position in self.positions.items():
+            commands.append(("HSET", cursor, actor, str(position)))
+        self._channel.checked(self._channel.exchange(commands))
+
+    def start(self) -> None:
+        """Register and begin to read, in a thread of its own."""
+        self.register()
+        name = f"consume {self._keys.name}"
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        backoff, connects = Backoff(), 0
+        next_poll = 0.0
+        while not self._stop.is_set():
+            try:
+                self._channel.connect()
+                if self._channel.connects != connects:
+                    self.register()
+                    self._joined = str(newest_id(self._channel, self._keys.joined))
+                    connects, next_poll = self._channel.connects, 0.0
+                if time.monotonic() > next_poll:
+                    self._poll_actors()
+                    next_poll = time.monotonic() + ACTORS_POLL_S
+                self._read()
+                backoff.reset()
+            except Closed:
+                return
+            except (AgentlaceError, ValueError) as error:
+                if backoff.is_news(error) and not self._stop.is_set():
+                    log.warning("store %r waits for the broker: %s", self._keys.name, error)
+                self._moved = dict(self.positions)
+                self._stop.wait(backoff.next_s())
+
+    def _read(self) -> None:
+        """Fetch and apply what is new; returns after a slice if nothing is."""
+        channel = self._channel
+        actors = sorted(self._actors)
+        streams = [self._keys.joined, *(self._keys.stream(actor) for actor in actors)]
+        ids = [self._joined, *(str(self.positions.get(actor, START)) for actor in actors)]
+        block_ms = int(1000 * channel.slice_s)
+        read: Any = ("XREAD", "COUNT", self._entries, "BLOCK", block_ms, "STREAMS", *streams, *ids)
+        commands = [*self._publish(), read]
+        *_, reply = channel.checked(channel.exchange(commands, channel.slice_s + MARGIN_S))
+        self._adapt(reply or ())
+        by_key = {self._keys.stream(actor).encode(): actor for actor in actors}
+        for key, entries in reply or ():
+            if bytes(key) in by_key:
+                for entry_id, fields in entries:
+                    if self._stop.is_set():
+                        return
+                    self._take(by_key[bytes(key)], StreamId.parse(entry_id), fields)
+            else:
+                self._join(entries)
+
+    def _adapt(self, reply: Any) -> None:
+        """Fetch more at a time if the chunks are small, fewer if they are large."""
+        sizes = (len(fields[-1]) for _, entries in reply for _, fields in entries)
+        if sum(sizes) > BATCH_BYTES:
+            self._entries = max(1, self._entries // 2)
+        else:
+            self._entries = min(BATCH_ENTRIES, 2 * self._entries)
+
+    def _publish(self) -> list[Any]:
+        """Return the command that publishes the cursors that have moved."""
+        moved, self._moved = self._moved, {}
+        if not moved:
+            return []
+        pairs = [part for actor, position in moved.items() for part in (actor, str(position))]
+        return [("HSET", self._keys.cursor(self._name), *pairs)]
+
+    def _join(self, entries: list[Any]) -> None:
+        for entry_id, fields in entries:
+            self._joined = bytes(entry_id).decode()
+            self._actors.add(bytes(fields[1]).decode())
+
+    def _take(self, actor: str, entry: StreamId, fields: list[Any]) -> None:
+        """Apply one entry: skip rows that are already there, report those that are missing."""
+        position = self.positions.get(actor, START)
+        if entry <= position:
+            return
+        try:
+            values = dict(zip(map(bytes, fields[::2]), fields[1::2], strict=True))
+            first, chunk = int(bytes(values[b"first"])), codec.decode_chunk(values[b"chunk"])
+            if chunk.n != entry.number - first + 1:
+                raise DecodeError(f"{chunk.n} transitions where {entry} and {first} were told")
+            chunk = self._without_known(actor, position, entry, first, chunk)
+            self._apply(actor, chunk, entry)
+            self.applied += chunk.n
+        except Exception as error:
+            self.rejected += 1
+            log.error(
+                "store %r rejected chunk %s of actor %r: %s", self._keys.name, entry, actor, error
+            )
+        self.positions[actor] = self._moved[actor] = entry
+
+    def _without_known(
+        self, actor: str, position: StreamId, entry: StreamId, first: int, chunk: codec.Chunk
+    ) -> codec.Chunk:
+        same = entry.incarnation == position.incarnation
+        expected = position.number + 1 if same else 1
+        if first > expected and position != START:
+            self.gaps += first - expected
+            log.warning(
+                "store %r: %d transitions of actor %r before %s are lost (trimmed unread)",
+                self._keys.name,
+                first - expected,
+                actor,
+                entry,
+            )
+        return chunk.tail(expected - first) if first < expected else chunk
+
+    def _poll_actors(self) -> None:
+        """Read the set of actors, and tidy up after those that are gone."""
+        channel = self._channel
+        found = {bytes(actor).decode() for actor in channel.call("SMEMBERS", self._keys.actors)}
+        closed = {bytes(actor).decode() for actor in channel.call("SMEMBERS", self._keys.closed)}
+        self._actors = found
+        for command in self._publish():
+            channel.call(*command)
+        for actor in found:
+            if actor in closed:
+                if forget_if_read(channel, self._keys, actor):
+                    self._actors = self._actors - {actor}
+            elif not channel.call("EXISTS", self._service.client(actor)):
+                self._expire(actor)
+
+    def _expire(self, actor: str) -> None:
+        """Let the stream of an actor that vanished end in a while, if everybody has read it."""
+        channel, stream = self._channel, self._keys.stream(actor)
+        remaining_ms = channel.call("PTTL", stream)
+        if remaining_ms == -2:  # it has ended: what is left of it goes with the next poll
+            channel.call("SADD", self._keys.closed, actor)
+        elif remaining_ms == -1:
+            positions = cursors(channel, self._keys, actor)
+            newest = newest_id(channel, stream)
+            if all(position >= newest for position in positions.values()):
+                channel.call("PEXPIRE", stream, ORPHAN_MS)
+
+    def stop(self) -> None:
+        """Stop reading, publish the last cursors, and tidy up after actors that are gone.
+
+        A chunk that is being applied may finish first (JOIN_TIMEOUT_S).
+        """
+        self._stop.set()
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._channel.interrupt()
+            thread.join(JOIN_TIMEOUT_S)
+            if thread.is_alive():
+                log.error("store %r: a chunk is still being applied", self._keys.name)
+            else:
+                self._say_goodbye()
+        self._channel.close()
+
+    def _say_goodbye(self) -> None:
+        self._channel.disconnect()
+        try:
+            self._poll_actors()
+        except AgentlaceError as error:
+            log.warning("store %r could not publish its cursors: %s", self._keys.name, error)

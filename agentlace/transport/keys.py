@@ -1,0 +1,159 @@
+"""Every key in the broker: its name, type, bound and expiry.
+
+What must change together shares a hash tag (the braces), so that it shares a slot of a
+cluster: a service's own keys, and the keys of one store.
+
+=======================================  ========  ==============================  =============
+key                                      type      bound                           expires
+=======================================  ========  ==============================  =============
+al:{ns:kind:port}:server                 string    one, JSON: who serves           LEASE_MS
+al:{ns:kind:port}:seen                   string    one, JSON: who served last      SEEN_MS
+al:{ns:kind:port}:client:<name>          string    one per client, JSON            LEASE_MS
+al:{ns:kind:port}:requests               list      one per waiting caller          when popped
+al:{ns:kind:port}:reply:<caller>         list      one per unread reply            REPLY_MS
+al:{ns:action:port}:obs                  string    newest observation              NEWEST_MS
+al:{ns:action:port}:obs:new              channel
+al:{ns:trainer:port}:weights             string    manifest of the newest version  never
+al:{ns:trainer:port}:weights:new         channel
+al:{ns:trainer:port}:weights:<v>:<i>:<j>  string   64 MiB; part j of leaf i as of  LEAF_MS, unless
+                                                   version v                       of the newest
+al:{ns:trainer:port:store}:actors        set       one per actor                   with its stream
+al:{ns:trainer:port:store}:closed        set       actors that said goodbye        with its stream
+al:{ns:trainer:port:store}:joined        stream    JOINED_MAX newest arrivals      never
+al:{ns:trainer:port:store}:consumers     set       one per consumer                never
+al:{ns:trainer:port:store}:cursor:<c>    hash      one field per actor             never
+al:{ns:trainer:port:store}:stream:<a>    stream    the store's retention budget    ORPHAN_MS
+                                                                                   after its
+                                                                                   actor is gone
+=======================================  ========  ==============================  =============
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LEASE_MS = 5_000
+"""A node that has not refreshed its presence for so long is gone."""
+HEARTBEAT_S = 1.0
+"""How often a node refreshes its presence."""
+SEEN_MS = 7 * 24 * 3600 * 1000
+"""How long it is known when a server was last there."""
+REPLY_MS = 60_000
+"""A reply that its caller has not fetched after so long is dropped."""
+NEWEST_MS = 10_000
+"""An observation is the newest for no longer than this."""
+LEAF_MS = 600_000
+"""Leaves that the newest network does not need are dropped after this, if not before.
+
+They are of the network before it, or of one that was never announced (its trainer died).
+"""
+ORPHAN_MS = 600_000
+"""A stream that all consumers have read is kept for so long after its actor vanished."""
+JOINED_MAX = 1_000
+"""Arrivals of actors that are remembered as wake-ups for consumers."""
+
+
+@dataclass(frozen=True)
+class ServiceKeys:
+    """Keys of one service; ``kind`` is action, trainer or inference."""
+
+    namespace: str
+    kind: str
+    port: int
+
+    @property
+    def prefix(self) -> str:
+        """Return the common prefix with its hash tag."""
+        return f"al:{{{self.namespace}:{self.kind}:{self.port}}}"
+
+    @property
+    def name(self) -> str:
+        """Return how the service is called in messages."""
+        return f"{self.kind}:{self.port}"
+
+    @property
+    def server(self) -> str:
+        """Return the presence key of the server."""
+        return f"{self.prefix}:server"
+
+    @property
+    def seen(self) -> str:
+        """Return the key that says who served last."""
+        return f"{self.prefix}:seen"
+
+    def client(self, name: str) -> str:
+        """Return the presence key of one client."""
+        return f"{self.prefix}:client:{name}"
+
+    @property
+    def requests(self) -> str:
+        """Return the list that the server pops."""
+        return f"{self.prefix}:requests"
+
+    def reply(self, caller: str) -> str:
+        """Return the list that one caller pops."""
+        return f"{self.prefix}:reply:{caller}"
+
+    @property
+    def newest_obs(self) -> str:
+        """Return the key of the newest observation."""
+        return f"{self.prefix}:obs"
+
+    @property
+    def obs_channel(self) -> str:
+        """Return the channel of observations."""
+        return f"{self.prefix}:obs:new"
+
+    @property
+    def weights(self) -> str:
+        """Return the key of the newest version's manifest."""
+        return f"{self.prefix}:weights"
+
+    @property
+    def weights_channel(self) -> str:
+        """Return the channel of new versions."""
+        return f"{self.prefix}:weights:new"
+
+    def leaf(self, version: str, leaf: int, part: int) -> str:
+        """Return the key of one part of one leaf's bytes."""
+        return f"{self.prefix}:weights:{version}:{leaf}:{part}"
+
+    def store(self, name: str) -> StoreKeys:
+        """Return the keys of one of the trainer's stores."""
+        return StoreKeys(f"al:{{{self.namespace}:{self.kind}:{self.port}:{name}}}", name)
+
+
+@dataclass(frozen=True)
+class StoreKeys:
+    """Keys of one store's streams."""
+
+    prefix: str
+    name: str
+
+    @property
+    def actors(self) -> str:
+        """Return the set of actors that have a stream."""
+        return f"{self.prefix}:actors"
+
+    @property
+    def closed(self) -> str:
+        """Return the set of actors that said goodbye."""
+        return f"{self.prefix}:closed"
+
+    @property
+    def joined(self) -> str:
+        """Return the stream of arrivals."""
+        return f"{self.prefix}:joined"
+
+    @property
+    def consumers(self) -> str:
+        """Return the set of consumers for which streams are kept."""
+        return f"{self.prefix}:consumers"
+
+    def cursor(self, consumer: str) -> str:
+        """Return the hash of a consumer's last applied IDs."""
+        return f"{self.prefix}:cursor:{consumer}"
+
+    def stream(self, actor: str) -> str:
+        """Return the stream of one actor."""
+        return f"{self.prefix}:stream:{actor}"

@@ -1,0 +1,83 @@
+"""A broker inside this process, on fakeredis: for tests, notebooks and single-process runs."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from agentlace.codec import Frame
+from agentlace.errors import MissingExtra
+from agentlace.transport import resp
+from agentlace.transport.channel import CONNECT_TIMEOUT_S, Channel, Link
+from agentlace.transport.resp import Command, ErrorReply, Reply
+
+_servers: dict[str, Any] = {}
+_servers_lock = threading.Lock()
+
+
+def _server(name: str) -> Any:
+    """Return the in-process server of this name, made at first use."""
+    try:
+        import fakeredis
+    except ImportError as error:
+        raise MissingExtra("fakeredis", "memory") from error
+    with _servers_lock:
+        if name not in _servers:
+            _servers[name] = fakeredis.FakeServer(version=(7,))
+        return _servers[name]
+
+
+class MemoryChannel(Channel):
+    """A channel to an in-process broker. A blocking command blocks while it is being sent."""
+
+    slice_s = 0.1
+
+    def _open(self) -> Link:
+        server = _server(self.broker.url.host)
+        import fakeredis
+
+        try:
+            client = fakeredis.FakeRedis(server=server, protocol=2)
+            connection: Any = client.connection_pool.make_connection()
+            connection.connect()
+        except Exception as error:
+            raise self.broker.mapped(error) from error
+        return Link(connection, connection, None, lambda: _disconnect(connection))
+
+    def _write(self, commands: Sequence[Command], timeout_s: float) -> None:
+        connection = self._current().sock
+        with self._whole():
+            for command in commands:
+                connection.send_command(*[_plain(argument) for argument in command])
+
+    def receive(self, timeout_s: float = CONNECT_TIMEOUT_S) -> Reply:
+        """Return the next reply of the commands that were executed."""
+        import redis
+
+        connection = self._current().reader
+        self._owed -= 1
+        with self._whole():
+            try:
+                return connection.read_response()
+            except redis.ResponseError as error:
+                return ErrorReply(str(error))
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until a message can be received; False if none came in time."""
+        connection = self._current().sock
+        with self._whole():
+            return bool(connection.can_read(min(timeout_s, self.slice_s)))
+
+    def interrupt(self) -> None:
+        """Do nothing: waits are short here, and their loops look at their stop event."""
+
+
+def _disconnect(connection: Any) -> None:
+    with contextlib.suppress(ValueError):  # another thread is in the middle of a command
+        connection.disconnect()
+
+
+def _plain(argument: resp.Argument) -> Any:
+    return bytes(argument) if isinstance(argument, Frame) else argument

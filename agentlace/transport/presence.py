@@ -1,0 +1,279 @@
+"""Who is there: presence keys, kept alive by a heartbeat, and the server's lease.
+
+Every node keeps one key with a time to live. A server's key is also its lease: while it lives,
+a second server of the same identity is refused, and what it says (config, stores) is what
+clients compare with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from agentlace.errors import AgentlaceError, AlreadyServed, DecodeError, PeerAbsent, StoreFull
+from agentlace.transport.backoff import Backoff
+from agentlace.transport.connection import Broker, Channel
+from agentlace.transport.keys import HEARTBEAT_S, LEASE_MS, SEEN_MS, ServiceKeys
+
+log = logging.getLogger(__name__)
+
+JOIN_TIMEOUT_S = 5.0
+GOODBYE_TIMEOUT_S = 1.0
+CLOCK_EVERY_S = 30.0
+"""How often the broker's clock is measured anew."""
+PEER_POLL_S = 0.05
+
+Info = dict[str, Any]
+_PRESENT: Info = {"role": "node", "name": "?", "host": "?", "pid": 0, "token": "", "progress_ms": 0}
+"""What every node says of itself."""
+
+
+def read_peer(channel: Channel, key: str) -> Info | None:
+    """Return what the node with this presence key says of itself, None if it is not there.
+
+    Raises:
+        DecodeError: the key holds something else.
+    """
+    value = channel.call("GET", key)
+    if value is None:
+        return None
+    try:
+        return _PRESENT | dict(json.loads(bytes(value)))
+    except (TypeError, ValueError) as error:
+        raise DecodeError(f"the presence key {key} is damaged: {error}") from error
+
+
+def absent(channel: Channel, keys: ServiceKeys) -> PeerAbsent:
+    """Return the error for a server that is not there, saying when it was."""
+    seen = read_peer(channel, keys.seen)
+    last = None
+    if seen:
+        last = f"{seen['host']} pid {seen['pid']}, {time.ctime(seen['progress_ms'] / 1000)}"
+    return PeerAbsent("server", keys.name, last, str(channel.broker.url))
+
+
+def describe(role: str, name: str, **more: Any) -> Info:
+    """Return what a node says of itself."""
+    return {
+        "role": role,
+        "name": name,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "machine": _machine(),
+        "started": _start_time(os.getpid()),
+        "token": uuid.uuid4().hex,
+        **more,
+    }
+
+
+def _machine() -> str:
+    """Return what tells this running machine (or container) from all others, empty if unknown.
+
+    Not the host's name: robots are cloned from one image, and containers may share their host's.
+    """
+    with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id") as boot_id:
+        return f"{boot_id.read().strip()} {os.readlink('/proc/self/ns/pid')}"
+    return ""
+
+
+def _start_time(pid: int) -> str:
+    """Return what tells a process from a later one with the same ID, empty if unknown."""
+    with contextlib.suppress(OSError, IndexError), open(f"/proc/{pid}/stat") as status:
+        return status.read().rsplit(")", 1)[1].split()[19]
+    return ""
+
+
+def _is_dead(peer: Info) -> bool:
+    """Whether the peer certainly is dead: it ran on this machine, and its process is gone."""
+    if not peer.get("machine") or peer["machine"] != _machine():
+        return False
+    try:
+        os.kill(peer["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, TypeError):
+        return False
+    return bool(peer.get("started")) and _start_time(peer["pid"]) not in ("", peer["started"])
+
+
+class Presence:
+    """One node's presence key and its heartbeat.
+
+    Args:
+        broker: where.
+        key: the presence key.
+        info: what :func:`describe` returned; changes to it go out with the next beat.
+        seen: key that keeps the last beat after the node is gone, for servers.
+        on_beat: further work for each beat, on the heartbeat's own channel and thread.
+        on_replaced: called once, from the heartbeat's thread, if another server has taken over.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        key: str,
+        info: Info,
+        seen: str | None = None,
+        on_beat: Callable[[Channel], None] | None = None,
+        on_replaced: Callable[[], None] | None = None,
+    ) -> None:
+        self._broker = broker
+        self._key = key
+        self.info = info
+        self._seen = seen
+        self._on_beat = on_beat
+        self._on_replaced = on_replaced
+        self._channel = broker.channel()
+        self._lock = threading.RLock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._measured = time.monotonic()
+        self.replaced = threading.Event()
+
+    def acquire(self, exclusive: bool) -> None:
+        """Announce the node; blocks up to the lease's time while a dead server's lease ends.
+
+        Raises:
+            AlreadyServed: exclusive, and another live server holds the key.
+        """
+        self._broker.measure_clock(self._channel)
+        deadline = time.monotonic() + (LEASE_MS + 1000 * HEARTBEAT_S) / 1000
+        first: Any = None
+        while exclusive and not self._try_acquire():
+            peer = read_peer(self._channel, self._key)
+            beat = peer and (peer["token"], peer["progress_ms"])
+            if (first and beat and beat != first) or time.monotonic() > deadline:
+                raise self._already_served(peer or _PRESENT)
+            first = first or beat
+            self._stop.wait(PEER_POLL_S)
+        if not exclusive:
+            self._write(self._channel)
+
+    def _already_served(self, peer: Info) -> AlreadyServed:
+        return AlreadyServed(
+            f"{self.info['role']} {self.info['name']!r} is already served by {peer['host']} "
+            f"pid {peer['pid']} at {self._broker.url}: stop it, or use another port_number"
+        )
+
+    def _try_acquire(self) -> bool:
+        """Take the key if it is free or its owner certainly dead."""
+        channel = self._channel
+        if channel.call("SET", self._key, self._json(), "NX", "PX", LEASE_MS) is None:
+            channel.call("WATCH", self._key)
+            peer = read_peer(channel, self._key)
+            if peer is None or not _is_dead(peer):
+                channel.call("UNWATCH")
+                return False
+            commands = [("MULTI",), ("SET", self._key, self._json(), "PX", LEASE_MS), ("EXEC",)]
+            if channel.checked(channel.exchange(commands))[-1] is None:
+                return False
+        self._write(channel)
+        return True
+
+    def _json(self) -> str:
+        self.info["progress_ms"] = round(self._broker.now_ms())
+        return json.dumps(dict(self.info))  # others may add to it meanwhile
+
+    def _write(self, channel: Channel) -> None:
+        """Refresh the key, unless another server has taken it while this one was away."""
+        channel.call("WATCH", self._key)
+        peer = read_peer(channel, self._key)
+        if peer and peer["token"] != self.info["token"] and self.info.get("exclusive"):
+            channel.call("UNWATCH")
+            self._replace(peer)
+            return
+        value = self._json()
+        commands: list[Any] = [("MULTI",), ("SET", self._key, value, "PX", LEASE_MS)]
+        if self._seen:
+            commands.append(("SET", self._seen, value, "PX", SEEN_MS))
+        replies = channel.exchange([*commands, ("EXEC",)])
+        try:
+            channel.checked(replies)
+        except StoreFull:  # a full broker lets nobody write, but everybody stay
+            channel.call("PEXPIRE", self._key, LEASE_MS)
+
+    def _replace(self, peer: Info) -> None:
+        if self.replaced.is_set():
+            return
+        self.replaced.set()
+        log.error(
+            "%s is now served by %s pid %s: this server ends",
+            self.info["name"],
+            peer["host"],
+            peer["pid"],
+        )
+        if self._on_replaced:
+            self._on_replaced()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the heartbeat was started."""
+        return self._thread is not None
+
+    def start(self) -> None:
+        """Start the heartbeat."""
+        self._thread = threading.Thread(target=self._run, name=f"beat {self._key}", daemon=True)
+        self._thread.start()
+
+    def beat(self) -> None:
+        """Refresh the key now, from any thread, unless another server has taken over."""
+        with self._lock:
+            if not self.replaced.is_set():
+                self._write(self._channel)
+
+    def _run(self) -> None:
+        backoff, pause_s, connects = Backoff(), HEARTBEAT_S, self._channel.connects
+        while not self._stop.wait(pause_s) and not self.replaced.is_set():
+            try:
+                self._beat_and_work()
+            except AgentlaceError as error:
+                if backoff.is_news(error):
+                    log.warning("%s waits for the broker: %s", self.info["name"], error)
+                pause_s = backoff.next_s()
+                continue
+            except Exception:
+                log.exception("%s: the heartbeat's work failed", self.info["name"])
+            if self._channel.connects != connects:
+                log.warning("%s is connected to %s again", self.info["name"], self._broker.url)
+                connects, self._measured = self._channel.connects, 0.0
+            backoff.reset()
+            pause_s = HEARTBEAT_S
+
+    def _beat_and_work(self) -> None:
+        with self._lock:
+            self._write(self._channel)
+            if self._on_beat and not self.replaced.is_set():
+                self._on_beat(self._channel)
+            if time.monotonic() - self._measured > CLOCK_EVERY_S:
+                self._broker.measure_clock(self._channel)
+                self._measured = time.monotonic()
+
+    def stop(self) -> None:
+        """Say goodbye: stop the heartbeat and remove the key if it is still ours."""
+        self._stop.set()
+        thread = self._thread
+        if thread and thread is not threading.current_thread():
+            thread.join(GOODBYE_TIMEOUT_S)
+            if thread.is_alive():  # it waits for a broker that does not answer
+                self._channel.interrupt()
+                thread.join(JOIN_TIMEOUT_S)
+        with contextlib.suppress(AgentlaceError), self._lock:
+            if self._channel.is_connected:
+                self._remove_key()
+        self._channel.close()
+
+    def _remove_key(self) -> None:
+        channel = self._channel
+        channel.call("WATCH", self._key, timeout_s=GOODBYE_TIMEOUT_S)
+        peer = read_peer(channel, self._key)
+        if peer and peer["token"] == self.info["token"]:
+            commands = [("MULTI",), ("DEL", self._key), ("EXEC",)]
+            channel.exchange(commands, GOODBYE_TIMEOUT_S)

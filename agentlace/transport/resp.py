@@ -1,0 +1,198 @@
+"""The Redis protocol (RESP 2) on a socket: commands out without copies, replies in likewise.
+
+Source: https://redis.io/docs/latest/develop/reference/protocol-spec/
+
+redis-py opens the connection (addresses, TLS, passwords); this module then reads and writes
+its socket. Large bulk strings are received straight into memory of the right size, which the
+codec's arrays then refer to: with a general parser, growing its buffer and copying out of it
+costs more than the transfer itself.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from agentlace.codec import MAX_FRAME_BYTES, Frame
+
+Argument = str | bytes | int | Frame
+Command = Sequence[Argument]
+Buffer = bytes | bytearray | memoryview
+Reply = Any
+"""None, int, bytes, memoryview (a large bulk string, writable), ErrorReply, or a list of them."""
+
+READ_BYTES = 64 << 10
+"""Size of the buffer for small replies; larger bulk strings get memory of their own."""
+JOIN_BYTES = 16 << 10
+"""Buffers up to this size are joined before they are written: fewer and larger segments."""
+MAX_ITEMS = 10_000_000
+MAX_DEPTH = 16
+_MAX_IOVECS = min(os.sysconf("SC_IOV_MAX"), 1024) if hasattr(os, "sysconf") else 16
+
+
+class ProtocolError(Exception):
+    """What answers does not speak the Redis protocol."""
+
+
+class ErrorReply(Exception):
+    """An error that the server answered: its code (``WRONGPASS``) and its whole text."""
+
+    def __init__(self, text: str) -> None:
+        """Split the code off the server's text."""
+        super().__init__(text)
+        self.code = text.split(" ", 1)[0]
+
+
+def pack(commands: Iterable[Command]) -> list[Buffer]:
+    """Return the buffers that, written one after the other, send the commands."""
+    out: list[Buffer] = []
+    small: list[Buffer] = []
+    for command in commands:
+        small.append(b"*%d\r\n" % len(command))
+        for argument in command:
+            _pack_argument(argument, small, out)
+    out.append(b"".join(small))
+    return out
+
+
+def _pack_argument(argument: Argument, small: list[Buffer], out: list[Buffer]) -> None:
+    if isinstance(argument, Frame):
+        small.append(b"$%d\r\n" % argument.nbytes)
+        if argument.nbytes <= JOIN_BYTES:
+            small += argument.parts
+        else:
+            out.append(b"".join(small))
+            out += argument.parts
+            small.clear()
+        small.append(b"\r\n")
+        return
+    if isinstance(argument, int):
+        argument = b"%d" % argument
+    elif isinstance(argument, str):
+        argument = argument.encode()
+    small.append(b"$%d\r\n%b\r\n" % (len(argument), argument))
+
+
+def write(sock: socket.socket, buffers: list[Buffer]) -> None:
+    """Write all buffers, without joining the large ones where the socket can do that."""
+    if len(buffers) == 1:
+        sock.sendall(buffers[0])
+    elif type(sock) is not socket.socket:  # TLS has no scatter-gather
+        for buffer in buffers:
+            sock.sendall(buffer)
+    else:
+        _write_gathered(sock, buffers)
+
+
+def _write_gathered(sock: socket.socket, buffers: list[Buffer]) -> None:
+    first = 0
+    views = [memoryview(buffer) for buffer in buffers]
+    while first < len(views):
+        sent = sock.sendmsg(views[first : first + _MAX_IOVECS])
+        while first < len(views) and sent >= len(views[first]):
+            sent -= len(views[first])
+            first += 1
+        if sent:
+            views[first] = views[first][sent:]
+
+
+class ReplyReader:
+    """Reads replies from a socket. Not thread-safe; broken after any exception."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._buffer = bytearray(READ_BYTES)
+        self._view = memoryview(self._buffer)
+        self._start = 0
+        self._end = 0
+
+    @property
+    def has_data(self) -> bool:
+        """Whether bytes of the next reply were already received."""
+        return self._start < self._end
+
+    def read(self, depth: int = 0) -> Reply:
+        """Return the next reply; errors of the server are returned, not raised.
+
+        Raises:
+            OSError: the connection was lost, or the socket's timeout passed.
+            ProtocolError: the bytes are no RESP.
+        """
+        line = self._line()
+        kind, value = line[:1], line[1:]
+        if kind == b"$":
+            size = _number(value, MAX_FRAME_BYTES)
+            return None if size < 0 else self._bulk(size)
+        if kind == b"*":
+            count = _number(value, MAX_ITEMS)
+            if depth > MAX_DEPTH:
+                raise ProtocolError("a reply that is nested too deeply")
+            return None if count < 0 else [self.read(depth + 1) for _ in range(count)]
+        if kind == b":":
+            return _number(value)
+        if kind == b"+":
+            return value
+        if kind == b"-":
+            return ErrorReply(value.decode(errors="replace"))
+        raise ProtocolError(f"a reply that begins with {line[:20]!r}")
+
+    def _line(self) -> bytes:
+        searched = self._start
+        while (end := self._buffer.find(b"\r\n", searched, self._end)) < 0:
+            offset = max(searched, self._end - 1) - self._start
+            self._receive()
+            searched = self._start + offset
+        line = bytes(self._view[self._start : end])
+        self._start = end + 2
+        return line
+
+    def _bulk(self, size: int) -> Buffer:
+        """Return a bulk string: small ones as bytes, large ones as their own memory."""
+        if size <= READ_BYTES // 2:
+            while self._end - self._start < size + 2:
+                self._receive()
+            data = bytes(self._view[self._start : self._start + size])
+            self._start += size + 2
+            return data
+        memory = np.empty(size, np.uint8).data
+        filled = min(size, self._end - self._start)
+        memory[:filled] = self._view[self._start : self._start + filled]
+        self._start += filled
+        while filled < size:
+            filled += self._received(self._sock.recv_into(memory[filled:]))
+        while self._end - self._start < 2:
+            self._receive()
+        self._start += 2
+        return memory
+
+    def _receive(self) -> None:
+        """Receive more into the buffer, moving what is left in it to its beginning first."""
+        if self._start == self._end:
+            self._start = self._end = 0
+        elif self._end == READ_BYTES:
+            if self._start == 0:
+                raise ProtocolError("a reply with an endless line")
+            left = self._end - self._start
+            self._view[:left] = bytes(self._view[self._start : self._end])
+            self._start, self._end = 0, left
+        self._end += self._received(self._sock.recv_into(self._view[self._end :]))
+
+    @staticmethod
+    def _received(count: int) -> int:
+        if count == 0:
+            raise ConnectionResetError("the broker closed the connection")
+        return count
+
+
+def _number(digits: bytes, limit: int = 1 << 63) -> int:
+    try:
+        number = int(digits)
+    except ValueError:
+        raise ProtocolError(f"a number of {digits[:20]!r}") from None
+    if number > limit:
+        raise ProtocolError(f"a reply of {number} bytes or items is more than {limit}")
+    return number

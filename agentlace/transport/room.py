@@ -1,0 +1,124 @@
+"""The budget of one actor's stream: what of it is used, and how room is made in it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from agentlace.errors import StoreFull
+from agentlace.transport.connection import Channel
+from agentlace.transport.keys import StoreKeys
+from agentlace.transport.streams import Retention, StreamId, cursors
+
+log = logging.getLogger(__name__)
+
+ROOM_POLL_S = 0.02
+"""How often a full stream is looked at while waiting for room."""
+ENTRY_OVERHEAD_BYTES = 128
+WARN_EVERY_S = 10.0
+"""How often it is logged that transitions are dropped."""
+
+
+class _Kept(NamedTuple):
+    """An entry of the stream, as far as trimming needs to know it."""
+
+    id: StreamId
+    rows: int
+    nbytes: int
+
+
+class Room:
+    """Keeps one actor's stream within its share of the store's retention.
+
+    Args:
+        channel: for the stream's commands.
+        keys: which store.
+        actor: the actor's identity.
+        retention: returns the store's present retention.
+
+    Attributes:
+        dropped: transitions that went unread.
+    """
+
+    def __init__(
+        self, channel: Channel, keys: StoreKeys, actor: str, retention: Callable[[], Retention]
+    ) -> None:
+        self._channel = channel
+        self._keys = keys
+        self._actor = actor
+        self._stream = keys.stream(actor)
+        self._retention = retention
+        self._kept: deque[_Kept] = deque()
+        self._kept_bytes = 0
+        self._next_warning = 0.0
+        self.share_bytes = 0
+        self.dropped = 0
+
+    def share_with(self, actors: int) -> None:
+        """Take note that the retention is shared by so many actors."""
+        self.share_bytes = self._retention().max_bytes // max(1, actors)
+
+    def keep(self, entry: StreamId, rows: int, nbytes: int) -> None:
+        """Take note of an entry that is in the stream now."""
+        self._kept.append(_Kept(entry, rows, nbytes + ENTRY_OVERHEAD_BYTES))
+        self._kept_bytes += nbytes + ENTRY_OVERHEAD_BYTES
+
+    def forget_after(self, newest: StreamId) -> None:
+        """Take note that the broker has lost all entries after this one."""
+        self._kept = deque(entry for entry in self._kept if entry.id <= newest)
+        self._kept_bytes = sum(entry.nbytes for entry in self._kept)
+
+    def make(self, nbytes: int, deadline: float) -> None:
+        """Trim what every consumer has read, if the budget needs the room; else wait or drop.
+
+        Raises:
+            StoreFull: there was no room before the deadline.
+        """
+        goal = max(self.share_bytes - nbytes - ENTRY_OVERHEAD_BYTES, 0)
+        pause = threading.Event()
+        while self._kept_bytes > goal and self._kept:
+            positions = cursors(self._channel, self._keys, self._actor)
+            self._trim(min(positions.values(), default=self._kept[-1].id), goal)
+            if self._kept_bytes <= goal or not self._kept:
+                return
+            if self._retention().when_full == "drop_oldest":
+                self._drop(goal)
+                return
+            if time.monotonic() >= deadline:
+                raise StoreFull(self._full_message(positions))
+            pause.wait(ROOM_POLL_S)
+
+    def _trim(self, upto: StreamId, goal_bytes: int) -> int:
+        """Remove the oldest chunks that are not after ``upto`` until the goal is met."""
+        last, rows = None, 0
+        while self._kept and self._kept[0].id <= upto and self._kept_bytes > goal_bytes:
+            last = self._kept.popleft()
+            self._kept_bytes -= last.nbytes
+            rows += last.rows
+        if last is not None:
+            keep_from = StreamId(last.id.incarnation, last.id.number + 1)
+            self._channel.call("XTRIM", self._stream, "MINID", str(keep_from))
+        return rows
+
+    def _drop(self, goal_bytes: int) -> None:
+        self.dropped += self._trim(self._kept[-1].id, goal_bytes)
+        if time.monotonic() > self._next_warning:
+            self._next_warning = time.monotonic() + WARN_EVERY_S
+            log.warning(
+                "store %r is full: dropped the oldest transitions of actor %r, %d so far",
+                self._keys.name,
+                self._actor,
+                self.dropped,
+            )
+
+    def _full_message(self, positions: Mapping[str, StreamId]) -> str:
+        slow = min(positions, key=lambda name: positions[name], default="(none)")
+        return (
+            f"store {self._keys.name!r}: {self._kept_bytes} bytes of actor {self._actor!r} wait "
+            f"for consumer {slow!r}, its share of the retention is {self.share_bytes}: start or "
+            "speed up that consumer, or raise Retention(max_bytes=…)"
+        )

@@ -1,0 +1,107 @@
+"""What producers and consumers of transition streams share.
+
+One stream per (store, actor). An entry is a chunk of n transitions; its ID is
+``<incarnation>-<number of the chunk's last transition>``, chosen by the producer, and the
+broker refuses an ID that is not larger than the newest. So a retry cannot duplicate, and an
+actor that was replaced is fenced off. An entry has two fields: ``first``, the number of the
+chunk's first transition, and ``chunk``, the frame.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from agentlace.errors import DecodeError
+from agentlace.transport.connection import CONNECT_TIMEOUT_S, Channel, Refused
+from agentlace.transport.keys import StoreKeys
+from agentlace.transport.resp import ErrorReply
+
+
+class StreamId(NamedTuple):
+    """Position in one actor's stream; ordered."""
+
+    incarnation: int
+    number: int
+
+    def __str__(self) -> str:
+        """Return the broker's form."""
+        return f"{self.incarnation}-{self.number}"
+
+    @classmethod
+    def parse(cls, text: bytes) -> StreamId:
+        """Parse the broker's form; raises DecodeError."""
+        try:
+            incarnation, number = bytes(text).split(b"-")
+            return cls(int(incarnation), int(number))
+        except ValueError as error:
+            raise DecodeError(f"a position in a stream of {bytes(text[:40])!r}") from error
+
+
+START = StreamId(0, 0)
+
+
+@dataclass(frozen=True)
+class Retention:
+    """How much of a store's streams the broker keeps, and what happens when that is used up.
+
+    Attributes:
+        max_bytes: of all streams of the store together; each actor has an equal share.
+        when_full: ``block``: nothing is trimmed that a consumer has not read, ``update()``
+            waits and then fails; ``drop_oldest``: the oldest go, counted on both sides.
+    """
+
+    max_bytes: int = 1 << 30
+    when_full: str = "block"
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.when_full not in ("block", "drop_oldest"):
+            raise ValueError(f"when_full={self.when_full!r}: use 'block' or 'drop_oldest'")
+        if self.max_bytes <= 0:
+            raise ValueError(f"max_bytes={self.max_bytes} must be positive")
+
+    def to_info(self) -> dict[str, Any]:
+        """Return what the server's presence says of it."""
+        return asdict(self)
+
+
+def newest_id(channel: Channel, stream: str, timeout_s: float = CONNECT_TIMEOUT_S) -> StreamId:
+    """Return the newest ID that the stream ever had; START if there is no stream."""
+    try:
+        info = channel.call("XINFO", "STREAM", stream, timeout_s=timeout_s)
+    except Refused as error:
+        if "no such key" not in str(error):
+            raise
+        return START
+    fields = dict(zip(info[::2], info[1::2], strict=True))
+    return StreamId.parse(fields[b"last-generated-id"])
+
+
+def cursors(channel: Channel, keys: StoreKeys, actor: str) -> dict[str, StreamId]:
+    """Return the last applied ID of every registered consumer for one actor."""
+    names = [bytes(name).decode() for name in channel.call("SMEMBERS", keys.consumers)]
+    replies = channel.exchange([("HGET", keys.cursor(name), actor) for name in names])
+    return {
+        name: START if reply is None or isinstance(reply, ErrorReply) else StreamId.parse(reply)
+        for name, reply in zip(names, replies, strict=True)
+    }
+
+
+def forget_if_read(channel: Channel, keys: StoreKeys, actor: str) -> bool:
+    """Remove the stream of an actor that said goodbye, if every consumer has read all of it.
+
+    An actor that comes back at this very moment keeps its stream (WATCH).
+    """
+    stream = keys.stream(actor)
+    channel.call("WATCH", stream, keys.closed)
+    positions = cursors(channel, keys, actor)
+    newest = newest_id(channel, stream)
+    gone = channel.call("SISMEMBER", keys.closed, actor)
+    if not gone or not positions or any(position < newest for position in positions.values()):
+        channel.call("UNWATCH")
+        return False
+    commands: list[Any] = [("MULTI",), ("DEL", stream)]
+    commands += [("SREM", key, actor) for key in (keys.actors, keys.closed)]
+    commands += [("HDEL", keys.cursor(name), actor) for name in positions]
+    return channel.exchange([*commands, ("EXEC",)])[-1] is not None

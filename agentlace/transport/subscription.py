@@ -1,0 +1,70 @@
+"""A pub/sub subscription of which only the newest message counts."""
+
+from __future__ import annotations
+
+import time
+
+from agentlace.errors import BrokerUnreachable
+from agentlace.transport.connection import Broker
+
+SILENCE_S = 5.0
+"""After so long without a message the broker is asked whether it is still there."""
+
+
+class Subscription:
+    """Subscribes to one channel, and again whenever the connection was lost.
+
+    For one thread; only :meth:`close` may be called from others.
+    """
+
+    def __init__(self, broker: Broker, name: str) -> None:
+        self._channel = broker.channel()
+        self._name = name
+        self._connects = 0
+        self._heard = 0.0
+        self._has_asked = False
+        self.was_renewed = False
+        self.received = 0
+
+    def newest(self) -> bytes | memoryview | None:
+        """Return the newest message, waiting one slice for it; None if there was none.
+
+        Older messages that wait as well are dropped. ``was_renewed`` tells whether this call
+        subscribed: what was said before is then unknown, and state must be read again.
+
+        Raises:
+            BrokerUnreachable: the subscription was lost; the next call subscribes again.
+            Closed: after :meth:`close`.
+        """
+        channel = self._channel
+        channel.connect()
+        self.was_renewed = channel.connects != self._connects
+        if self.was_renewed:
+            channel.call("SUBSCRIBE", self._name)
+            self._connects = channel.connects
+            self._heard, self._has_asked = time.monotonic(), False
+            return None
+        newest, timeout_s = None, channel.slice_s
+        while channel.wait(timeout_s):
+            (message,) = channel.checked([channel.receive()])
+            self._heard, self._has_asked = time.monotonic(), False
+            if bytes(message[0]) == b"message":
+                newest, timeout_s = message[2], 0.0
+                self.received += 1
+        self._check_silence()
+        return newest
+
+    def _check_silence(self) -> None:
+        """Notice a broker that vanished without a word: nothing else is ever sent to it."""
+        silent_s = time.monotonic() - self._heard
+        if silent_s > SILENCE_S and not self._has_asked:
+            self._channel.send([("PING",)])
+            self._has_asked = True
+        elif silent_s > 2 * SILENCE_S:
+            self._channel.disconnect()
+            url = str(self._channel.broker.url)
+            raise BrokerUnreachable(url, f"no answer for {silent_s - SILENCE_S:.1f} s")
+
+    def close(self) -> None:
+        """Wake the waiting thread and close."""
+        self._channel.close()

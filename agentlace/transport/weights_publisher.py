@@ -1,0 +1,282 @@
+"""The trainer's end of the weights."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from agentlace import codec
+from agentlace.errors import (
+    AgentlaceError,
+    AlreadyServed,
+    BrokerUnreachable,
+    Closed,
+    DecodeError,
+)
+from agentlace.transport.backoff import Backoff
+from agentlace.transport.connection import Broker, Channel
+from agentlace.transport.keys import LEAF_MS, ServiceKeys
+from agentlace.transport.weights import (
+    INLINE_BYTES,
+    LeafKeys,
+    Manifest,
+    Version,
+    newest_manifest,
+)
+
+log = logging.getLogger(__name__)
+
+PART_BYTES = 32 << 20
+"""Larger leaves are split over several keys."""
+KEPT_VERSIONS = 2
+STOP_TIMEOUT_S = 5.0
+SEND_TIMEOUT_S = 30.0
+
+
+@dataclass
+class _Snapshot:
+    """A network as it was when it was published."""
+
+    number: int
+    data: memoryview
+    published_ms: float
+
+
+class WeightsPublisher:
+    """Publishes networks from a thread of its own; of several that wait only the newest is sent.
+
+    Args:
+        broker: where.
+        keys: of the trainer.
+    """
+
+    def __init__(self, broker: Broker, keys: ServiceKeys) -> None:
+        self._broker = broker
+        self._keys = keys
+        self._channel = broker.channel()
+        self._changed = threading.Condition()
+        self._waiting: _Snapshot | None = None
+        self._sending: _Snapshot | None = None
+        self._newest: _Snapshot | None = None
+        self._failure: AgentlaceError | None = None
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        self._incarnation: int | None = None
+        self._sent: tuple[_Snapshot, Manifest] | None = None
+        self._connects = 0
+        self._restored_connects = 0
+        self._kept: deque[set[str]] = deque(maxlen=KEPT_VERSIONS)
+        self.published = 0
+        self.superseded = 0
+
+    def publish(self, tree: Any) -> int:
+        """Take a snapshot of a network and return its number; it is sent in the background.
+
+        Blocks only for the copy.
+
+        Raises:
+            EncodeError: a value in it may not travel.
+            AlreadyServed: a newer trainer has published since.
+            Closed: after :meth:`stop`.
+        """
+        data = codec.encode(tree).copy()
+        now_ms = self._broker.now_ms()
+        with self._changed:
+            if self._stopping:
+                raise Closed("publish_network after stop()")
+            if isinstance(self._failure, AlreadyServed):
+                raise self._failure.with_traceback(None)
+            self.published += 1
+            self.superseded += self._waiting is not None
+            self._waiting = self._newest = _Snapshot(self.published, data, now_ms)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="publish", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+            return self.published
+
+    def restore(self, channel: Channel) -> None:
+        """Send the newest network again if the broker has lost it; called at each heartbeat."""
+        sent = self._sent
+        if sent is None:
+            return
+        channel.connect()
+        if channel.connects != self._restored_connects:  # it may have come back with older data
+            there = self._announced(channel)
+            is_lost = there is None or there.version < sent[1].version
+        else:
+            is_lost = not channel.call("EXISTS", self._keys.weights)
+        with self._changed:
+            if is_lost and self._is_idle():
+                log.warning("the broker has lost the network: it is sent again")
+                self._waiting, self._sent = self._newest, None
+                self._changed.notify_all()
+        self._restored_connects = channel.connects
+
+    def _is_idle(self) -> bool:
+        return self._waiting is None and self._sending is None
+
+    def _run(self) -> None:
+        backoff = Backoff()
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting is not None or self._stopping)
+                snapshot, self._waiting = self._waiting, None
+                self._sending = snapshot
+            if snapshot is None:
+                return
+            failure = self._try_to_send(snapshot, backoff)
+            with self._changed:
+                self._sending, self._failure = None, failure
+                if failure is not None and not isinstance(failure, AlreadyServed):
+                    self._waiting = self._waiting or snapshot
+                self._changed.notify_all()
+                if failure is None:
+                    backoff.reset()
+                elif self._changed.wait_for(lambda: self._stopping, backoff.next_s()):
+                    return
+
+    def _try_to_send(self, snapshot: _Snapshot, backoff: Backoff) -> AgentlaceError | None:
+        try:
+            self._send(snapshot)
+        except AlreadyServed as error:
+            log.error("network %d was not published: %s", snapshot.number, error)
+            return error
+        except AgentlaceError as error:
+            self._sent = None  # what arrived is unknown: everything is sent again
+            if backoff.is_news(error) and not self._stopping:
+                log.warning("network %d waits for the broker: %s", snapshot.number, error)
+            return error
+        return None
+
+    def _send(self, snapshot: _Snapshot) -> None:
+        self._channel.connect()
+        if self._channel.connects != self._connects:  # it may be another or an empty broker
+            self._connects, self._sent = self._channel.connects, None
+        if self._incarnation is None:
+            self._open()
+        assert self._incarnation is not None
+        version = Version(self._incarnation, snapshot.number)
+        if snapshot.data.nbytes <= INLINE_BYTES:
+            head, leaves = snapshot.data, None
+        else:
+            head, leaves = self._send_leaves(snapshot, version)
+        manifest = Manifest(version, snapshot.published_ms, snapshot.data.nbytes, head, leaves)
+        self._announce(manifest)
+        self._sent = (snapshot, manifest)
+
+    def _open(self) -> None:
+        """Begin an incarnation: larger than the broker's time and every earlier one."""
+        seconds, micros = self._channel.call("TIME")
+        now_ms = int(seconds) * 1000 + int(micros) // 1000
+        before = self._announced(self._channel)
+        if before:
+            self._kept.append(before.keys)
+            now_ms = max(now_ms, before.version.incarnation + 1)
+        self._incarnation = now_ms
+
+    def _send_leaves(
+        self, snapshot: _Snapshot, version: Version
+    ) -> tuple[memoryview, list[LeafKeys]]:
+        """Store the bytes of the leaves that changed; returns the header and all leaves' keys."""
+        data = snapshot.data
+        header_end, spans = codec.leaf_spans(data)
+        unchanged = self._unchanged(data, spans)
+        leaves: list[LeafKeys] = []
+        for number, (offset, nbytes) in enumerate(spans):
+            if number in unchanged:
+                leaves.append(unchanged[number])
+                continue
+            leaves.append([])
+            for part, start in enumerate(range(offset, offset + nbytes, PART_BYTES)):
+                end = min(start + PART_BYTES, offset + nbytes)
+                key = self._keys.leaf(str(version), number, part)
+                value = codec.Frame([data[start:end]], end - start)
+                self._channel.call("SET", key, value, "PX", LEAF_MS, timeout_s=SEND_TIMEOUT_S)
+                leaves[-1].append(key)
+        return data[:header_end], leaves
+
+    def _unchanged(self, data: memoryview, spans: list[tuple[int, int]]) -> dict[int, LeafKeys]:
+        """Return the keys of the leaves that the broker already has, by their number."""
+        if self._sent is None or self._sent[1].leaves is None:
+            return {}
+        before, keys = self._sent[0].data, self._sent[1].leaves
+        _, spans_before = codec.leaf_spans(before)
+        return {
+            number: keys[number]
+            for number, (now, then) in enumerate(zip(spans, spans_before, strict=False))
+            if _same_bytes(data[now[0] : sum(now)], before[then[0] : sum(then)])
+        }
+
+    def _announced(self, channel: Channel) -> Manifest | None:
+        try:
+            return newest_manifest(channel, self._keys)
+        except DecodeError as error:
+            log.warning("the network that is there cannot be read, and is replaced: %s", error)
+            return None
+
+    def _announce(self, manifest: Manifest) -> None:
+        """Move the pointer, tell receivers and drop what no kept version needs, at once."""
+        channel, keys = self._channel, self._keys
+        channel.call("WATCH", keys.weights)
+        newest = self._announced(channel)
+        if newest and newest.version > manifest.version:
+            channel.call("UNWATCH")
+            raise AlreadyServed(f"a newer trainer has published version {newest.version}")
+        frame = manifest.encode()
+        small = frame.nbytes <= INLINE_BYTES + (8 << 10)
+        commands: list[Any] = [("MULTI",)]
+        commands += [("PERSIST", key) for key in manifest.keys]
+        commands.append(("SET", keys.weights, frame))
+        commands.append(("PUBLISH", keys.weights_channel, frame if small else b""))
+        commands += self._farewell(manifest)
+        replies = channel.checked(channel.exchange([*commands, ("EXEC",)], SEND_TIMEOUT_S))
+        if replies[-1] is None:
+            raise BrokerUnreachable(str(self._broker.url), "another trainer publishes as well")
+        if not self._kept or self._kept[-1] != manifest.keys:
+            self._kept.append(manifest.keys)
+
+    def _farewell(self, manifest: Manifest) -> list[Any]:
+        """Return what drops the keys that leave with the oldest kept version.
+
+        Those that only the version before this one needs get an expiry already: should this
+        trainer be killed, nobody else would know them.
+        """
+        if not self._kept:
+            return []
+        *older, last = self._kept
+        commands: list[Any] = [("PEXPIRE", key, LEAF_MS) for key in last - manifest.keys]
+        if older:
+            commands += [("DEL", key) for key in older[0].difference(last, manifest.keys)]
+        return commands
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until everything published is with the broker; False if it is not in time."""
+        with self._changed:
+            return self._changed.wait_for(self._is_idle, timeout_s) and self._failure is None
+
+    def stop(self) -> None:
+        """Send what still waits, within STOP_TIMEOUT_S if the broker is there, and end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_idle() or self._failure, STOP_TIMEOUT_S)
+            self._stopping = True
+            self._waiting = None
+            self._changed.notify_all()
+        self._channel.close()
+        if self._thread is not None:
+            self._thread.join(STOP_TIMEOUT_S)
+
+
+def _same_bytes(a: memoryview, b: memoryview) -> bool:
+    """Compare two buffers eight bytes at a time."""
+    if a.nbytes != b.nbytes:
+        return False
+    words = a.nbytes // 8 * 8
+    return a[words:] == b[words:] and np.array_equal(
+        np.frombuffer(a[:words], np.uint64), np.frombuffer(b[:words], np.uint64)
+    )

@@ -1,0 +1,57 @@
+"""Real brokers for the tests: the embedded Valkey over TCP and its Unix socket, and in-process."""
+
+import socket
+import uuid
+
+import pytest
+
+from agentlace.config import BrokerURL
+from agentlace.transport.connection import Broker
+from agentlace.transport.embedded import EmbeddedBroker, Settings
+
+
+def free_port():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def embedded_broker():
+    """One broker process for the whole session; tests keep apart by namespace."""
+    with EmbeddedBroker(Settings(port=free_port(), maxmemory="1gb")) as broker:
+        yield broker
+
+
+@pytest.fixture
+def namespace():
+    return f"t{uuid.uuid4().hex[:10]}"
+
+
+@pytest.fixture
+def broker_url(embedded_broker, namespace):
+    """Address of a running broker, with a namespace of this test's own."""
+    return f"redis://127.0.0.1:{embedded_broker.settings.port}?ns={namespace}"
+
+
+@pytest.fixture(params=["redis", "unix", "memory"])
+def any_broker_url(request, embedded_broker, namespace):
+    """Addresses of every kind of broker, one test run each."""
+    if request.param == "memory":
+        pytest.importorskip("fakeredis", reason="memory:// needs the extra 'memory'")
+        return f"memory://{namespace}"
+    if request.param == "unix":
+        return f"unix://{embedded_broker.settings.socket_path}?ns={namespace}"
+    return request.getfixturevalue("broker_url")
+
+
+@pytest.fixture
+def broker_environment(broker_url, monkeypatch):
+    """Point programs that name no broker at the test's broker."""
+    monkeypatch.setenv("AGENTLACE_BROKER", broker_url)
+    return broker_url
+
+
+@pytest.fixture
+def broker(any_broker_url):
+    return Broker(BrokerURL.parse(any_broker_url))

@@ -1,0 +1,290 @@
+"""Transition streams: each acknowledged row arrives once, whatever is cut, killed or full."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+
+import pytest
+from stream_support import LONG_S, rows
+from transport_support import Proxy, broker_at, channel_to, free_port, kill_clients, wait_until
+
+from agentlace.errors import ActorReplaced, BrokerUnreachable, StoreFull
+from agentlace.transport import consumer as consumer_module
+from agentlace.transport import producer as producer_module
+from agentlace.transport.embedded import EmbeddedBroker, Settings
+from agentlace.transport.streams import START, StreamId
+
+
+@pytest.fixture
+def broker(own_broker):
+    return broker_at(own_broker.settings.url)
+
+
+def test_exactly_once_while_connections_are_cut(broker, actor, record):
+    """All connections are cut all the time, while thousands of chunks are on their way."""
+    recorder = record()
+    robot = actor()
+    stop = threading.Event()
+
+    def kill():
+        with contextlib.closing(broker.channel()) as channel:
+            while not stop.wait(0.01):
+                kill_clients(channel)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    failures, sent = 0, 0
+    try:
+        while sent < 3000:
+            size = 1 + sent % 3
+            robot.producer.take(rows(sent, sent + size), {})
+            sent += size
+            with contextlib.suppress(BrokerUnreachable):
+                robot.producer.flush(LONG_S)
+                continue
+            failures += 1
+    finally:
+        stop.set()
+        killer.join()
+    robot.flush_at_last()
+    assert recorder.has(sent)
+    assert recorder.consumer.gaps == recorder.consumer.rejected == 0
+    assert failures
+    assert recorder.consumer._channel.connects > 1
+
+
+@pytest.fixture
+def slow(own_broker):
+    """Return a way to a broker that can be held up."""
+    with Proxy(own_broker.settings.port) as proxy:
+        proxy.broker = broker_at(f"redis://127.0.0.1:{proxy.port}", over_tcp=True)
+        yield proxy
+
+
+def appended(url):
+    """Return how many XADD of chunks the broker has executed or refused."""
+    with channel_to(url) as channel:
+        for line in bytes(channel.call("INFO", "commandstats")).splitlines():
+            if line.startswith(b"cmdstat_xadd:"):
+                return int(line.split(b"calls=")[1].split(b",")[0])
+    return 0
+
+
+def test_a_slow_link_gets_there_in_several_calls(own_broker, slow, actor):
+    """A chunk that takes longer than the deadline is not begun anew with each call."""
+    robot = actor(at=slow.broker)
+    robot.send(0, 1)
+    before = appended(own_broker.settings.url)
+    slow.flows.clear()
+    for _ in range(5):
+        with pytest.raises(BrokerUnreachable, match="no answer within"):
+            robot.producer.take(rows(1, 2), {})
+            robot.producer.flush(0.02)
+    assert robot.channel.is_connected
+    slow.flows.set()
+    robot.producer.flush(LONG_S)
+    assert not robot.producer.pending
+    assert robot.channel.connects == 1
+    assert appended(own_broker.settings.url) - before == 5
+
+
+def test_a_stored_chunk_is_not_sent_again(own_broker, slow, actor, store):
+    robot = actor(at=slow.broker)
+    robot.send(0, 1)
+    before = appended(own_broker.settings.url)
+    slow.flows.clear()
+    with pytest.raises(BrokerUnreachable):
+        robot.send(1, 11, timeout_s=0.02)
+    wait_until(lambda: appended(own_broker.settings.url) == before + 1)
+    slow.cut()
+    slow.flows.set()
+    robot.flush_at_last()
+    assert appended(own_broker.settings.url) == before + 1
+    assert robot.channel.call("XLEN", store.stream("robot")) == 2
+    robot.send(11, 12)
+
+
+def test_a_chunk_that_was_lost_on_its_way_is_sent_again(own_broker, slow, actor, record):
+    recorder, robot = record(at=slow.broker), actor(at=slow.broker)
+    robot.send(0, 10)
+    for n in range(10, 60, 10):
+        slow.cut()
+        with contextlib.suppress(BrokerUnreachable):
+            robot.send(n, n + 10)
+    robot.flush_at_last()
+    assert recorder.has(60)
+
+
+def test_a_killed_broker_comes_back_with_everything(own_broker, actor, record):
+    """Every row that was acknowledged before the SIGKILL arrives, and none of them twice."""
+    recorder, robot = record(), actor()
+    acknowledged = threading.Event()
+    sent = 0
+    for _ in range(3):
+        acknowledged.clear()
+        killer = threading.Thread(target=_kill_after, args=(acknowledged, own_broker))
+        killer.start()
+        with contextlib.suppress(BrokerUnreachable):
+            for _ in range(400):
+                robot.producer.take(rows(sent, sent + 5), {})
+                sent += 5
+                robot.producer.flush(LONG_S)
+                acknowledged.set()
+        killer.join()
+        own_broker.start()
+        robot.flush_at_last()
+    assert recorder.has(sent)
+    assert recorder.consumer.gaps == recorder.consumer.rejected == 0
+    assert record("late").has(sent)
+
+
+def _kill_after(event, embedded):
+    assert event.wait(LONG_S)
+    os.kill(embedded.pid, signal.SIGKILL)
+    embedded.wait()
+
+
+def forget(channel, stream, count):
+    """Let the broker forget the last entries, as one that was killed may have done."""
+    entries = channel.call("XRANGE", stream, "-", "+")
+    channel.call("DEL", stream)
+    for entry, fields in entries[:-count]:
+        channel.call("XADD", stream, bytes(entry), *map(bytes, fields))
+
+
+@pytest.mark.parametrize("idle", [False, True])
+def test_what_a_killed_broker_has_forgotten_is_sent_again(own_broker, actor, record, store, idle):
+    """It confirms before its log is written; a store that has the rows does not get them twice."""
+    quick, robot = record("quick"), actor()
+    arrays = rows(0, 30, size=1000)
+    for n in range(0, 30, 5):
+        robot.producer.take(arrays[n : n + 5], {})
+        robot.producer.flush(LONG_S)
+    for row in arrays:
+        row["observations"][:] = -1  # they are the actor's again
+    assert quick.has(30)
+    with channel_to(own_broker.settings.url) as channel:
+        forget(channel, store.stream("robot"), 3)
+        kill_clients(channel)
+        beats(robot)
+    sent = 30 if idle else 35
+    robot.producer.take(rows(30, sent), {})
+    robot.flush_at_last()
+    assert quick.has(sent)
+    late = record("late")
+    assert late.has(sent)
+    assert late.consumer.gaps == quick.consumer.gaps == 0
+
+
+def test_only_so_much_is_kept_for_a_forgetful_broker(own_broker, actor, monkeypatch):
+    robot = actor()
+    for n in range(20):
+        robot.send(n, n + 1)
+    assert len(robot.producer._recent) == 20
+    monkeypatch.setattr(producer_module, "RECENT_MAX_BYTES", 3000)
+    robot.send(20, 21)
+    assert 0 < len(robot.producer._recent) < 20
+    monkeypatch.setattr(producer_module, "FORGETFUL_S", 0.0)
+    robot.send(21, 22)
+    assert len(robot.producer._recent) <= 1
+
+
+@pytest.fixture
+def forgetful():
+    """A broker that comes back empty."""
+    with EmbeddedBroker(Settings(port=free_port())) as embedded:
+        embedded.broker = broker_at(embedded.settings.url)
+        yield embedded
+
+
+def test_a_broker_that_comes_back_empty(forgetful, actor, record):
+    recorder, robot = record(at=forgetful.broker), actor(at=forgetful.broker)
+    robot.send(0, 10)
+    assert recorder.has(10)
+    forgetful.stop()
+    robot.producer.take(rows(10, 20), {})
+    with pytest.raises(BrokerUnreachable):
+        robot.producer.flush(0.1)
+    forgetful.start()
+    robot.flush_at_last()
+    wait_until(lambda: beats(robot))
+    assert recorder.has(20)
+    robot.send(20, 30)
+    assert recorder.has(30)
+    assert recorder.consumer.gaps == 0
+
+
+def beats(actor):
+    """Do what the client's heartbeat does."""
+    with (
+        contextlib.closing(actor.channel.broker.channel()) as channel,
+        contextlib.suppress(BrokerUnreachable),
+    ):
+        channel.call("SET", actor._presence, "{}")
+        actor.producer.beat(channel)
+        return True
+
+
+def test_a_replaced_actor_is_told_so_about_an_unconfirmed_chunk(own_broker, slow, actor):
+    old = actor(at=slow.broker)
+    old.send(0, 10)
+    slow.flows.clear()
+    with pytest.raises(BrokerUnreachable):
+        old.send(10, 20, timeout_s=0.02)
+    actor().send(20, 30)
+    slow.flows.set()
+    with pytest.raises(ActorReplaced):
+        old.producer.flush(LONG_S)
+
+
+def test_a_full_broker(own_broker, actor, record):
+    """Nothing follows the refused chunk, nothing is lost, and it goes on when there is room."""
+    recorder, robot = record(), actor()
+    robot.send(0, 10)
+    with channel_to(own_broker.settings.url) as channel:
+        channel.call("CONFIG", "SET", "maxmemory", "1")
+        for start in (10, 20):
+            with pytest.raises(StoreFull, match="has no room"):
+                robot.send(start, start + 10)
+        channel.call("CONFIG", "SET", "maxmemory", "0")
+    robot.send(30, 40)
+    assert recorder.has(40)
+    assert recorder.consumer.gaps == 0
+
+
+def test_a_consumer_waits_for_its_broker(own_broker, actor, record, caplog):
+    recorder = record()
+    robot = actor()
+    robot.send(0, 10)
+    assert recorder.has(10)
+    own_broker.stop()
+    wait_until(lambda: "store 'env' waits for the broker" in caplog.text)
+    own_broker.start()
+    robot.producer.take(rows(10, 20), {})
+    robot.flush_at_last()
+    assert recorder.has(20)
+
+
+def test_stop_is_quick_also_while_the_broker_is_away(own_broker, record):
+    recorder = record()
+    own_broker.stop()
+    began = time.monotonic()
+    recorder.consumer.stop()
+    recorder.consumer.stop()
+    assert time.monotonic() - began < consumer_module.JOIN_TIMEOUT_S
+
+
+def test_cursors_come_back_with_their_consumer(forgetful, actor, record, store):
+    """A broker that came back empty knows again who has read what, so that nothing is trimmed."""
+    recorder, robot = record(at=forgetful.broker), actor(at=forgetful.broker)
+    robot.send(0, 10)
+    assert recorder.has(10)
+    forgetful.stop()
+    forgetful.start()
+    with channel_to(forgetful.settings.url) as channel:
+        wait_until(lambda: channel.call("HGET", store.cursor("trainer"), "robot"))
+        found = StreamId.parse(channel.call("HGET", store.cursor("trainer"), "robot"))
+        assert found == recorder.positions["robot"] > START
+        assert channel.call("SISMEMBER", store.consumers, "trainer") == 1
