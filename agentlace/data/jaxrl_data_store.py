@@ -1,0 +1,63 @@
+"""Data stores whose shapes are given by Gymnasium spaces, with the keys that jaxrl agents use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from agentlace.data.replay_buffer import ReplayBuffer
+
+
+class ReplayBufferDataStore(ReplayBuffer):
+    """A replay buffer for transitions of one environment.
+
+    A transition is a dict with ``observations`` and ``next_observations`` (a nested dict for
+    Dict spaces), ``actions``, ``rewards`` and ``masks`` (0 where the episode terminated, 1 else;
+    float32 scalars). Further keys of the first transition, such as ``dones``, are stored too.
+
+    Args:
+        observation_space: a ``gymnasium.spaces`` Box, Discrete, MultiBinary, MultiDiscrete, or
+            a Dict or Tuple of them.
+        action_space: likewise.
+        capacity: in transitions.
+        rlds_logger: comes with the RLDS recorder; must be None until then.
+        seed: of the generator that samples.
+    """
+
+    def __init__(
+        self,
+        observation_space: Any,
+        action_space: Any,
+        capacity: int,
+        rlds_logger: Any = None,
+        seed: int | None = None,
+    ) -> None:
+        if rlds_logger is not None:
+            raise NotImplementedError("rlds_logger comes with the RLDS recorder")
+        super().__init__(capacity, seed=seed)
+        self._example = {
+            "observations": example_of(observation_space),
+            "next_observations": example_of(observation_space),
+            "actions": example_of(action_space),
+            "rewards": np.zeros((), np.float32),
+            "masks": np.zeros((), np.float32),
+        }
+
+    def _schema_for(self, transition: Any) -> Any:
+        if self._schema is None and isinstance(transition, dict):
+            declared = {k: v for k, v in self._example.items() if k in transition}
+            transition = {**transition, **declared}
+        return super()._schema_for(transition)
+
+
+def example_of(space: Any) -> Any:
+    """Return zeros of a space's shape and dtype; a tree for Dict and Tuple spaces."""
+    inner = getattr(space, "spaces", None)
+    if isinstance(inner, dict):
+        return {key: example_of(value) for key, value in inner.items()}
+    if inner is not None:
+        return tuple(example_of(value) for value in inner)
+    if getattr(space, "shape", None) is None:
+        raise TypeError(f"a {type(space).__name__} space has no fixed shape")
+    return np.zeros(space.shape, space.dtype)

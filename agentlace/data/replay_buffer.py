@@ -1,0 +1,156 @@
+"""A replay buffer: a ring of transitions over numpy, sampled uniformly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from agentlace.codec import Chunk
+from agentlace.data.columns import Array, Schema, as_transition, leaves_of, map_leaves
+from agentlace.data.data_store import DataStoreBase, Taken
+
+
+class ReplayBuffer(DataStoreBase):
+    """The newest ``capacity`` transitions. Thread-safe: one thread inserts, another samples.
+
+    Shapes and dtypes are learned from the first transition, unless ``example`` gives them.
+    A transition is a tree of dicts and tuples with arrays and numbers at the leaves, or a tuple
+    as ``env.step`` returns it.
+
+    Args:
+        capacity: in transitions.
+        example: a transition, of which only shapes and dtypes count.
+        seed: of the generator that samples.
+    """
+
+    def __init__(self, capacity: int, example: Any = None, seed: int | None = None) -> None:
+        super().__init__(capacity)
+        if capacity <= 0:
+            raise ValueError(f"capacity={capacity} must be positive")
+        self._lock = Lock()
+        self._rng = np.random.default_rng(seed)
+        self._schema = None if example is None else Schema(example)
+        self.dataset: Any = None if self._schema is None else self._schema.allocate(capacity)
+        self._inserted = 0
+
+    def __len__(self) -> int:
+        """Return the number of transitions that can be sampled."""
+        return min(self._inserted, self.capacity)
+
+    def insert(self, data: Any) -> None:
+        """Insert one transition.
+
+        Raises:
+            SchemaMismatch: it does not fit the store; nothing of it was stored.
+        """
+        with self._lock:
+            data = as_transition(data)
+            schema = self._schema_for(data)
+            schema.check(data, lead=0)
+            at = self._inserted % self.capacity
+
+            def put(storage: Array, value: Any) -> None:
+                storage[at] = value
+
+            map_leaves(put, self.dataset, data)
+            self._inserted += 1
+
+    def batch_insert(self, batch_data: Sequence[Any]) -> None:
+        """Insert several transitions, oldest first; those before a misfit stay inserted."""
+        for data in batch_data:
+            self.insert(data)
+
+    def insert_chunk(self, chunk: Chunk) -> None:
+        """Insert a chunk as it came from the stream: columns in one go, rows one by one.
+
+        Raises:
+            SchemaMismatch: it does not fit the store; nothing of it was stored.
+        """
+        # A subclass with an insert of its own wants to see each transition.
+        own_insert = type(self).insert is not ReplayBuffer.insert
+        if chunk.columns is None or own_insert or isinstance(chunk.columns, tuple):
+            self.batch_insert(chunk.rows())
+        else:
+            self.insert_columns(chunk.columns, chunk.n)
+
+    def insert_columns(self, columns: Any, n: int) -> None:
+        """Insert ``n`` transitions given as a tree of arrays with leading dimension ``n``.
+
+        Raises:
+            SchemaMismatch: they do not fit the store; nothing was stored.
+        """
+        with self._lock:
+            schema = self._schema_for(map_leaves(lambda a: a[0], columns))
+            schema.check(columns)
+            skip = max(0, n - self.capacity)
+            at = (self._inserted + skip) % self.capacity
+            head = min(n - skip, self.capacity - at)
+
+            def put(storage: Array, values: Array) -> None:
+                storage[at : at + head] = values[skip : skip + head]
+                storage[: n - skip - head] = values[skip + head :]
+
+            map_leaves(put, self.dataset, columns)
+            self._inserted += n
+
+    def _schema_for(self, transition: Any) -> Schema:
+        if self._schema is None:
+            schema = Schema(transition)
+            self.dataset = schema.allocate(self.capacity)
+            self._schema = schema
+        return self._schema
+
+    def sample(
+        self,
+        batch_size: int,
+        keys: Sequence[str] | None = None,
+        indx: Array | None = None,
+    ) -> Any:
+        """Return a batch, uniform with replacement.
+
+        Args:
+            batch_size: number of transitions.
+            keys: top-level keys to return, all if None.
+            indx: positions in the ring to return instead of random ones, int array.
+
+        Returns:
+            The transition's tree, each leaf a new array with leading dimension ``batch_size``.
+
+        Raises:
+            ValueError: the buffer is empty.
+        """
+        with self._lock:
+            if self._inserted == 0:
+                raise ValueError("cannot sample: the replay buffer is empty")
+            if indx is None:
+                indx = self._rng.integers(len(self), size=batch_size)
+            dataset = self.dataset if keys is None else {key: self.dataset[key] for key in keys}
+            return map_leaves(lambda storage: storage[indx], dataset)
+
+    def latest_data_id(self) -> int:
+        """Return the number of transitions ever inserted, minus one."""
+        return self._inserted - 1
+
+    def get_latest_data(self, from_id: int) -> list[Any]:
+        """Return the transitions after ``from_id`` that are still there, oldest first."""
+        return self.take_after(from_id).rows
+
+    def take_after(self, from_id: int) -> Taken:
+        """Return the transitions after ``from_id`` (copied) and their last ID, atomically."""
+        with self._lock:
+            new = self._inserted - 1 - from_id
+            if new <= 0:
+                return Taken([], from_id, 0)
+            there = min(new, len(self))
+            order = np.arange(self._inserted - there, self._inserted) % self.capacity
+            columns = map_leaves(lambda storage: storage[order], self.dataset)
+            rows = [map_leaves(lambda a, i=i: a[i, ...], columns) for i in range(there)]
+            return Taken(rows, self._inserted - 1, new - there)
+
+    @property
+    def nbytes(self) -> int:
+        """Return the size of the storage in bytes."""
+        return sum(storage.nbytes for _, storage in leaves_of(self.dataset or {}))
