@@ -1,0 +1,74 @@
+"""agentlace: the nodes of a distributed agent, connected through a Redis broker.
+
+::
+
+    action.py  inference.py  trainer/  gym_env.py    the services, each with both ends
+    service.py                                       what servers and clients have in common
+    data/                                            stores of transitions
+    transport/                                       traffic through the broker
+    codec/                                           trees of arrays ⇄ frames of bytes
+    config.py  errors.py                             settings, and everything that can be raised
+
+Imports point one way: services → data, transport → codec → errors.
+"""
+
+from agentlace import data
+from agentlace._version import __version__
+from agentlace.action import ActionClient, ActionServer
+from agentlace.config import ActionConfig, BrokerURL, InferenceConfig, TrainerConfig
+from agentlace.errors import (
+    ActorReplaced,
+    AgentlaceError,
+    AlreadyServed,
+    BrokerAuthFailed,
+    BrokerUnreachable,
+    Closed,
+    ConfigMismatch,
+    DecodeError,
+    EncodeError,
+    MissingExtra,
+    PeerAbsent,
+    RateLimited,
+    RemoteError,
+    RequestTimeout,
+    SchemaMismatch,
+    StoreFull,
+    UnknownRequest,
+)
+from agentlace.inference import InferenceClient, InferenceServer
+from agentlace.trainer import TrainerClient, TrainerServer, TrainerSMInterface
+from agentlace.transport.streams import Retention
+
+__all__ = [
+    "ActionClient",
+    "ActionConfig",
+    "ActionServer",
+    "ActorReplaced",
+    "AgentlaceError",
+    "AlreadyServed",
+    "BrokerAuthFailed",
+    "BrokerURL",
+    "BrokerUnreachable",
+    "Closed",
+    "ConfigMismatch",
+    "DecodeError",
+    "EncodeError",
+    "InferenceClient",
+    "InferenceConfig",
+    "InferenceServer",
+    "MissingExtra",
+    "PeerAbsent",
+    "RateLimited",
+    "RemoteError",
+    "RequestTimeout",
+    "Retention",
+    "SchemaMismatch",
+    "StoreFull",
+    "TrainerClient",
+    "TrainerConfig",
+    "TrainerSMInterface",
+    "TrainerServer",
+    "UnknownRequest",
+    "__version__",
+    "data",
+]

@@ -1,0 +1,22 @@
+"""Commands and their options."""
+
+from __future__ import annotations
+
+import typer
+
+from agentlace._version import __version__
+from agentlace.cli import broker
+
+app = typer.Typer(
+    help="Connect the nodes of a distributed agent through a Redis broker.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+)
+app.command("broker")(broker.run)
+
+
+@app.command("version")
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)

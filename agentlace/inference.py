@@ -1,0 +1,100 @@
+"""The inference service: thin devices call a policy that runs elsewhere."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from agentlace.config import BrokerURL, InferenceConfig
+from agentlace.errors import BrokerUnreachable
+from agentlace.service import Client, Server
+
+__all__ = ["InferenceClient", "InferenceServer"]
+
+log = logging.getLogger(__name__)
+
+
+class InferenceServer(Server):
+    """Answers calls of its interfaces, one after the other.
+
+    Several servers of one number, with the same interfaces, share the calls.
+
+    Args:
+        port_num: names the service; no port is opened.
+        log_level: of the logger ``agentlace.inference``.
+        broker: address; else AGENTLACE_BROKER, else this machine's, started if there is none.
+    """
+
+    exclusive = False
+
+    def __init__(
+        self,
+        port_num: int,
+        log_level: int = logging.WARNING,
+        broker: str | BrokerURL | None = None,
+    ) -> None:
+        super().__init__("inference", InferenceConfig(port_num), broker, log_level)
+        self.interfaces: dict[str, Callable[[Any], Any]] = {}
+
+    def register_interface(self, name: str, callback: Callable[[Any], Any]) -> None:
+        """Offer ``callback(payload)`` under a name; before or after ``start``."""
+        self.interfaces[name] = callback
+
+    def _handle(self, what: str, name: str, payload: Any) -> Any:
+        if what == "interfaces":
+            return sorted(self.interfaces)
+        if what == "call" and name in self.interfaces:
+            return self.interfaces[name](payload)
+        known = ", ".join(map(repr, sorted(self.interfaces))) or "none"
+        return {"success": False, "message": f"unknown interface {name!r}; this server has {known}"}
+
+
+class InferenceClient(Client):
+    """Calls interfaces of an inference server, which need not be there yet.
+
+    Args:
+        server_ip: the broker's host, unless ``broker`` or AGENTLACE_BROKER says otherwise.
+        port_num: number of the service.
+        timeout_ms: deadline of one call.
+        strict: raise errors that otherwise give None; default AGENTLACE_STRICT.
+        broker: address; else AGENTLACE_BROKER, else ``server_ip``'s.
+
+    Raises:
+        BrokerAuthFailed: the broker refuses the user or password.
+    """
+
+    def __init__(
+        self,
+        server_ip: str,
+        port_num: int,
+        timeout_ms: float = 800,
+        strict: bool | None = None,
+        broker: str | BrokerURL | None = None,
+    ) -> None:
+        config = InferenceConfig(port_num)
+        super().__init__("inference", server_ip, config, broker, timeout_ms, strict)
+        try:
+            self._presence.acquire(exclusive=False)
+        except BrokerUnreachable as error:
+            log.warning("%s", error)
+        self._presence.start()
+
+    def interfaces(self) -> set[str]:
+        """Return the names of the server's interfaces; empty if there is no server."""
+        return set(self._call("interfaces", "", None) or ())
+
+    def call(self, name: str, payload: Any) -> Any:
+        """Call an interface and return its reply; None on a timeout (see ``last_error``).
+
+        An unknown interface answers ``{"success": False, "message": …}``. A call must have no
+        side effects: it may be executed more than once if the connection is lost.
+
+        Raises:
+            EncodeError: a value in the payload may not travel.
+        """
+        return self._call("call", name, payload)
+
+    def _call(self, what: str, name: str, payload: Any) -> Any:
+        timeout_s = self.timeout_ms / 1000
+        return self._softly(lambda: self._requests.call(what, name, payload, timeout_s))

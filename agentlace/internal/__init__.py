@@ -1,0 +1,1 @@
+"""Helpers of the earlier library that existing programs import."""

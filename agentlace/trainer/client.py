@@ -1,0 +1,372 @@
+"""An actor's end: transitions go out, networks come in, requests are made."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from agentlace.config import BrokerURL, TrainerConfig, copy_of
+from agentlace.errors import (
+    AgentlaceError,
+    BrokerUnreachable,
+    Closed,
+    EncodeError,
+    PeerAbsent,
+    RateLimited,
+    RequestTimeout,
+    StoreFull,
+    UnknownRequest,
+)
+from agentlace.service import Client
+from agentlace.trainer.outbox import Outbox
+from agentlace.trainer.server import CONSUMER
+from agentlace.transport import presence
+from agentlace.transport.connection import Channel
+from agentlace.transport.producer import Producer
+from agentlace.transport.streams import Retention
+from agentlace.transport.weights import Version
+from agentlace.transport.weights_receiver import WeightsReceiver
+
+log = logging.getLogger(__name__)
+
+FALSE_ERRORS = (
+    BrokerUnreachable,
+    Closed,
+    PeerAbsent,
+    RateLimited,
+    RequestTimeout,
+    StoreFull,
+    UnknownRequest,
+)
+"""Errors for which ``update()`` returns False, unless ``strict``; nothing is lost by them."""
+CONFIRM_POLL_S = 0.002
+GOODBYE_TIMEOUT_S = 1.0
+
+
+class TrainerClient(Client):
+    """An actor's connection to its trainer.
+
+    Args:
+        name: of this client; the store's name if ``data_store`` is given.
+        server_ip: the broker's host, unless ``broker`` or AGENTLACE_BROKER says otherwise.
+        config: the service; it is copied. Must equal the server's.
+        data_store: the only store to send from.
+        data_stores: stores to send from, by name.
+        log_level: of the logger ``agentlace.trainer``.
+        wait_for_server: wait without end for broker and server, logging what for.
+        timeout_ms: deadline of one ``update`` or ``request``.
+        actor_id: identity of this actor. A restarted robot that gives the same one takes its
+            stream over and shuts a zombie of itself out. Default: unique for this client.
+        strict: raise errors that otherwise give None or False; default AGENTLACE_STRICT.
+        broker: address; else AGENTLACE_BROKER, else ``server_ip``'s.
+
+    Raises:
+        BrokerUnreachable, PeerAbsent: not there within five seconds.
+        BrokerAuthFailed: the broker refuses the user or password.
+        ConfigMismatch: the server was built with another config.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        server_ip: str,
+        config: TrainerConfig,
+        data_store: Any = None,
+        data_stores: Mapping[str, Any] | Iterable[tuple[str, Any]] = (),
+        log_level: int = logging.INFO,
+        wait_for_server: bool = False,
+        timeout_ms: float = 800,
+        actor_id: str | None = None,
+        strict: bool | None = None,
+        broker: str | BrokerURL | None = None,
+    ) -> None:
+        self.actor_id = actor_id or f"{name}.{uuid.uuid4().hex[:12]}"
+        super().__init__("trainer", server_ip, config, broker, timeout_ms, strict, self.actor_id)
+        logging.getLogger("agentlace.trainer").setLevel(log_level)
+        self.client_name = name
+        self.config = copy_of(config)
+        self.req_rep_client = _RequestSettings(self)
+        self._update_lock = threading.RLock()
+        self._limit_lock = threading.Lock()
+        self._last_call = float("-inf")
+        self._stream_channel = self._broker.channel()
+        self._receivers: list[WeightsReceiver] = []
+        self._async_update: threading.Thread | None = None
+        self._async_stop = threading.Event()
+        stores = {name: data_store} if data_store is not None else dict(data_stores)
+        self._outboxes = {store: self._outbox(store, stores[store]) for store in stores}
+        try:
+            self._connect(wait_for_server)
+            if self._outboxes:
+                self.update()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _outbox(self, name: str, store: Any) -> Outbox:
+        def retention() -> Retention:
+            told = (self._server or {}).get("stores", {}).get(name)
+            return Retention(**told) if told else Retention()
+
+        keys = self._keys.store(name)
+        return Outbox(name, store, Producer(self._stream_channel, keys, self.actor_id, retention))
+
+    # -- transitions ---------------------------------------------------------------------------
+
+    def update(self) -> bool:
+        """Send all new transitions; returns when the broker has them.
+
+        Blocks for at most ``timeout_ms`` per store. Thread-safe.
+
+        Returns:
+            False if the broker is away or has no room, the trainer does not know a store, or
+            ``rate_limit`` forbids it; the transitions are kept and go with a later call. Also
+            False if there is no store. The reason is in ``last_error``.
+
+        Raises:
+            EncodeError: a transition may not travel and was left out; all others were sent.
+            ActorReplaced: a newer process uses this client's ``actor_id``.
+        """
+        if not self._outboxes:
+            self.last_error = UnknownRequest("this client has no data store to update from")
+            return False
+        permit = functools.cache(self._permit)  # one call, however many stores
+        errors = [self._update(name, -1, False, permit) for name in self._outboxes]
+        self.last_error = next((error for error in errors if error is not None), None)
+        return self.last_error is None
+
+    def update_datastore(self, name: str, from_id: Any, confirm_update: bool = False) -> bool:
+        """Send the new transitions of one store.
+
+        Args:
+            name: of the store.
+            from_id: rows up to this ID are not sent; what was sent already is not sent again.
+            confirm_update: also wait until the trainer's store has them.
+
+        Returns:
+            Whether the broker (the trainer's store) has them within ``timeout_ms``.
+
+        Raises:
+            EncodeError, ActorReplaced: as in :meth:`update`.
+        """
+        return self._update(name, from_id, confirm_update, self._permit) is None
+
+    def _update(
+        self, name: str, from_id: Any, confirm: bool, permit: Callable[[], None]
+    ) -> AgentlaceError | None:
+        """Send one store's new transitions; returns what forbade it, unless ``strict``."""
+        self.last_error = None
+        try:
+            if self._stopping.is_set():
+                raise Closed(f"this client of {self._keys.name} was stopped")
+            with self._update_lock:
+                self._send(name, from_id, confirm, permit)
+        except FALSE_ERRORS as error:
+            self.last_error = error
+            if self.strict:
+                raise
+            self._log.warning("update of store %r: %s", name, error)
+        return self.last_error
+
+    def _send(self, name: str, from_id: Any, confirm: bool, permit: Callable[[], None]) -> None:
+        outbox = self._known(name)
+        outbox.skip_to(from_id)
+        timeout_s = self.timeout_ms / 1000
+        deadline = time.monotonic() + timeout_s
+        outbox.send(timeout_s, self._chunk_meta(), permit)
+        while confirm and not outbox.is_applied(self._stream_channel, CONSUMER, 1.0):
+            if time.monotonic() > deadline:
+                raise RequestTimeout(f"confirmation of store {name!r}", timeout_s)
+            if self._stopping.wait(CONFIRM_POLL_S):
+                raise Closed(f"this client of {self._keys.name} was stopped")
+
+    def _known(self, name: str) -> Outbox:
+        """Return the outbox of a store that both ends know."""
+        if name not in self._outboxes:
+            raise UnknownRequest(f"this client has no store {name!r}, but {sorted(self._outboxes)}")
+        if self._server is not None and name not in self._server["stores"]:
+            self._server = presence.read_peer(self._stream_channel, self._keys.server)
+            if self._server is not None and name not in self._server["stores"]:
+                raise UnknownRequest(
+                    f"the trainer has no store {name!r}, but {sorted(self._server['stores'])}"
+                )
+        return self._outboxes[name]
+
+    def _chunk_meta(self) -> dict[str, Any]:
+        """Return what travels with each chunk: the policy that acted, as far as is known."""
+        policy = self._policy
+        return {} if policy is None else {"policy": list(policy)}
+
+    def get_server_last_update_id(self, name: str) -> Any:
+        """Return the ID of this client's last row that the trainer has applied.
+
+        Returns:
+            -1 before the first; None if the store is unknown or the broker is away.
+        """
+
+        def read() -> Any:
+            with self._update_lock:
+                outbox = self._known(name)
+                return outbox.applied_id(self._stream_channel, CONSUMER, self.timeout_ms / 1000)
+
+        try:
+            return self._softly(read)
+        except UnknownRequest as error:
+            self.last_error = error
+            self._log.warning("%s", error)
+            return None
+
+    def start_async_update(self, interval: float = 10) -> None:
+        """Call ``update()`` every ``interval`` seconds in a thread, and once more at ``stop``."""
+        if self._async_update is not None and self._async_update.is_alive():
+            return
+
+        def run() -> None:
+            while True:
+                try:
+                    self.update()
+                except EncodeError as error:
+                    self._log.error("%s", error)
+                except AgentlaceError as error:
+                    self._log.error("async update ends: %s", error)
+                    return
+                if self._async_stop.wait(interval):
+                    return
+
+        self._async_update = threading.Thread(target=run, name="async update", daemon=True)
+        self._async_update.start()
+
+    # -- requests and networks -------------------------------------------------------------------
+
+    def request(self, type: str, payload: Any) -> Any:
+        """Call the trainer's ``request_callback`` and return its reply.
+
+        Returns:
+            None for a type that is not in the config's ``request_types``, on a timeout, or if
+            ``rate_limit`` forbids it; the reason is in ``last_error``.
+
+        Raises:
+            EncodeError: a value in the payload may not travel.
+        """
+        if type not in self.config.request_types:
+            self.last_error = UnknownRequest(
+                f"unknown request type {type!r}; the config has {self.config.request_types}"
+            )
+            self._log.warning("%s", self.last_error)
+            return None
+
+        def call() -> Any:
+            self._permit()
+            return self._requests.call("request", type, payload, self.timeout_ms / 1000)
+
+        return self._softly(call)
+
+    def _permit(self) -> None:
+        """Count one call against the config's ``rate_limit``."""
+        limit = self.config.rate_limit
+        if not limit:
+            return
+        with self._limit_lock:
+            now = time.monotonic()
+            if now - self._last_call < 1 / limit:
+                raise RateLimited(f"more than rate_limit={limit} calls per second")
+            self._last_call = now
+
+    def recv_network_callback(self, callback: Callable[[Any], object]) -> None:
+        """Call back with each newest network, the present one at once.
+
+        Each version comes at most once and never after a newer one; versions may be skipped.
+        What a trainer before the present one has left at the broker does not come: it may be
+        of another run and not fit this one's agent. The callback runs in a thread of its own
+        and gets a tree of its own.
+        """
+        receiver = WeightsReceiver(self._broker, self._keys, callback)
+        began_ms = (self._server or {}).get("began_ms", 0)
+        receiver.version = Version(began_ms, 0)
+        self._receivers.append(receiver)
+        receiver.start()
+
+    @property
+    def _policy(self) -> Version | None:
+        """Version of the newest network received."""
+        versions = [r.version for r in self._receivers if r.version and r.version.number]
+        return max(versions, default=None)
+
+    @property
+    def policy_version(self) -> int | None:
+        """Number of the newest network received, None before the first."""
+        return None if self._policy is None else self._policy.number
+
+    @property
+    def policy_age_s(self) -> float | None:
+        """Seconds since the trainer published the newest network received."""
+        ages = [receiver.age_s for receiver in self._receivers]
+        return min((age for age in ages if age is not None), default=None)
+
+    @property
+    def lost(self) -> int:
+        """Transitions that were overwritten in their store before they could be sent."""
+        return sum(outbox.lost for outbox in self._outboxes.values())
+
+    # -- life ------------------------------------------------------------------------------------
+
+    def _on_beat(self, channel: Channel) -> None:
+        super()._on_beat(channel)
+        for outbox in self._outboxes.values():
+            outbox.producer.beat(channel)
+
+    def stop(self) -> None:
+        """Stop and say goodbye. Idempotent.
+
+        In order: the asynchronous update sends once more, what is unconfirmed is sent, networks
+        are no longer received, the streams are given free as soon as the trainer has read them.
+        """
+        if self._stopping.is_set():
+            return
+        self._async_stop.set()
+        if self._async_update is not None:
+            self._async_update.join(GOODBYE_TIMEOUT_S)
+        if self._presence.is_running:
+            self._last_update(had_async=self._async_update is not None)
+        self._stopping.set()
+        for receiver in self._receivers:
+            receiver.stop()
+        with contextlib.suppress(AgentlaceError), self._update_lock:
+            for outbox in self._outboxes.values():
+                outbox.producer.close(self._stream_channel, GOODBYE_TIMEOUT_S)
+        self._stream_channel.close()
+        super().stop()
+
+    def _last_update(self, had_async: bool) -> None:
+        pending = any(outbox.producer.pending for outbox in self._outboxes.values())
+        channel = self._stream_channel
+        is_lost = channel.connects and not channel.is_connected
+        if (had_async or pending) and not is_lost:
+            with contextlib.suppress(AgentlaceError):
+                self.update()
+
+
+class _RequestSettings:
+    """What existing programs set on ``client.req_rep_client``."""
+
+    def __init__(self, client: TrainerClient) -> None:
+        self._client = client
+
+    @property
+    def timeout_ms(self) -> float:
+        """Deadline of one request or update, in milliseconds."""
+        return self._client.timeout_ms
+
+    @timeout_ms.setter
+    def timeout_ms(self, value: float) -> None:
+        self._client.timeout_ms = value
+
+    def reset_socket(self) -> None:
+        """Connect anew with the next request."""
+        self._client._requests.reset()

@@ -1,0 +1,110 @@
+"""Learner and actor in one process: the calls of both ends, without a broker."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from agentlace.transport.weights import snapshot
+
+log = logging.getLogger(__name__)
+
+
+class TrainerSMInterface:
+    """Stands for both TrainerServer and TrainerClient in one process with several threads.
+
+    Both ends work on the same data store, so ``update`` has nothing to do. Thread-safe.
+    Callbacks run in the caller's thread.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._network_callback: Callable[[Any], object] | None = None
+        self._request_callback: Callable[[str, Any], Any] | None = None
+        self._stores: dict[str, Any] = {}
+        self._newest: tuple[int, Any, float] | None = None
+        self._delivered = 0
+
+    def recv_network_callback(self, callback: Callable[[Any], object]) -> None:
+        """Call back with each network, the newest one at once if there is one."""
+        with self._lock:
+            self._network_callback = callback
+            newest = self._newest
+        if newest is not None:
+            self._deliver(newest)
+
+    def publish_network(self, payload: Any) -> int:
+        """Hand a copy of a network to the callback, and return its number."""
+        tree = snapshot(payload)
+        with self._lock:
+            number = 1 if self._newest is None else self._newest[0] + 1
+            self._newest = newest = (number, tree, time.monotonic())
+        self._deliver(newest)
+        return number
+
+    def _deliver(self, newest: tuple[int, Any, float]) -> None:
+        callback = self._network_callback
+        if callback is not None:
+            with self._lock:
+                self._delivered = max(self._delivered, newest[0])
+            callback(newest[1])
+
+    @property
+    def published_version(self) -> int:
+        """Number of the newest published network, 0 before the first."""
+        return self._newest[0] if self._newest else 0
+
+    @property
+    def policy_version(self) -> int | None:
+        """Number of the newest network received, None before the first."""
+        return self._delivered or None
+
+    @property
+    def policy_age_s(self) -> float | None:
+        """Seconds since the newest network was published."""
+        return time.monotonic() - self._newest[2] if self._newest and self._delivered else None
+
+    def register_request_callback(self, callback: Callable[[str, Any], Any]) -> None:
+        """Answer requests with ``callback(type, payload)``."""
+        self._request_callback = callback
+
+    def request(self, type: str, payload: Any) -> Any:
+        """Return the request callback's reply, None if there is no callback."""
+        callback = self._request_callback
+        return None if callback is None else callback(type, payload)
+
+    def register_data_store(self, name: str, data_store: Any) -> None:
+        """Remember the store that both ends share."""
+        self._stores[name] = data_store
+
+    def data_store(self, name: str) -> Any:
+        """Return the store of this name, None if there is none."""
+        return self._stores.get(name)
+
+    def store_names(self) -> set[str]:
+        """Return the names of all registered stores."""
+        return set(self._stores)
+
+    def start(self, threaded: bool = False) -> None:
+        """Do nothing: there is nothing to start."""
+
+    def stop(self) -> None:
+        """Do nothing: there is nothing to stop."""
+
+    def update(self) -> bool:
+        """Do nothing: the store is shared."""
+        return True
+
+    def update_datastore(self, name: str, from_id: Any, confirm_update: bool = False) -> bool:
+        """Return whether there is such a store; it is shared."""
+        return name in self._stores
+
+    def get_server_last_update_id(self, name: str) -> Any:
+        """Return the store's newest ID, None if the store is unknown."""
+        return self._stores[name].latest_data_id() if name in self._stores else None
+
+    def start_async_update(self, interval: float = 10) -> None:
+        """Do nothing: the store is shared."""

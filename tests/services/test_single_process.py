@@ -1,0 +1,131 @@
+"""Learner and actor as two threads of one process: the calls of both ends over a shared store."""
+
+import inspect
+import threading
+
+import numpy as np
+import pytest
+
+from agentlace import TrainerClient, TrainerConfig, TrainerServer, TrainerSMInterface
+from agentlace.data import ReplayBuffer
+
+from .support import InThread, Log, assert_same, wait_until
+
+
+def test_it_has_the_calls_of_both_ends():
+    own = dict(inspect.getmembers(TrainerSMInterface))
+    for end in (TrainerServer, TrainerClient):
+        calls = {name for name, _ in inspect.getmembers(end) if not name.startswith("_")}
+        calls -= {"exclusive", "is_running", "counters", "lost"}  # there is no server and no queue
+        for name in sorted(calls):
+            assert name in own, f"{end.__name__}.{name}"
+            if callable(getattr(end, name)):
+                theirs = inspect.signature(getattr(end, name)).parameters
+                mine = inspect.signature(own[name]).parameters
+                assert [*mine] == [*theirs][: len(mine)], name
+
+
+def test_networks_reach_the_callback_as_snapshots():
+    both = TrainerSMInterface()
+    assert both.published_version == 0 and both.policy_version is None
+    early = Log()
+    both.recv_network_callback(early)
+    weights = {"w": np.zeros(3), "layers": (1, 2)}
+    assert both.publish_network(weights) == 1
+    weights["w"] += 1
+    assert_same(list(early), [{"w": np.zeros(3), "layers": (1, 2)}])
+    assert both.policy_version == both.published_version == 1
+    assert 0 <= both.policy_age_s < 20
+
+
+def test_a_late_actor_gets_the_newest_at_once():
+    both = TrainerSMInterface()
+    both.publish_network(1)
+    both.publish_network(2)
+    assert both.policy_version is None and both.policy_age_s is None
+    seen = Log()
+    both.recv_network_callback(seen)
+    assert seen == [2]
+    both.publish_network(3)
+    assert seen == [2, 3]
+
+
+def test_requests():
+    both = TrainerSMInterface()
+    assert both.request("send-stats", {}) is None
+    both.register_request_callback(lambda kind, payload: {kind: payload})
+    assert both.request("send-stats", {"r": 1}) == {"send-stats": {"r": 1}}
+
+
+def test_the_store_is_shared():
+    both = TrainerSMInterface()
+    store = ReplayBuffer(10)
+    both.register_data_store("actor_env", store)
+    assert both.store_names() == {"actor_env"}
+    assert both.data_store("actor_env") is store
+    assert both.data_store("other") is None
+    store.insert({"a": 1})
+    assert both.update() is True
+    assert both.update_datastore("actor_env", -1, confirm_update=True) is True
+    assert both.update_datastore("other", -1) is False
+    assert both.get_server_last_update_id("actor_env") == store.latest_data_id()
+    assert both.get_server_last_update_id("other") is None
+    both.start(threaded=True)
+    both.start_async_update(interval=1)
+    both.stop()
+
+
+@pytest.mark.parametrize("ends", ["single process", "over a broker"])
+def test_one_program_runs_over_both(ends, running, broker_url):
+    """Written once, run in two threads over a shared buffer and over a broker."""
+    total, learned = 300, threading.Event()
+
+    def actor(client, store):
+        versions = Log()
+        client.recv_network_callback(lambda params: versions(params["n"]))
+        for i in range(total):
+            store.insert({"observations": np.full(4, i, np.float32), "rewards": float(i)})
+            if i % 10 == 0:
+                assert client.update()
+                client.request("send-stats", {"step": i})
+        assert client.update()
+        wait_until(learned.is_set)
+        wait_until(lambda: versions and versions[-1] == 20)
+        assert versions == sorted(set(versions))
+        client.stop()
+
+    def learner(server, store):
+        wait_until(lambda: len(store) >= 100)
+        for n in range(1, 21):
+            batch = store.sample(32)
+            assert np.array_equal(batch["observations"][:, 0], batch["rewards"])
+            server.publish_network({"n": n})
+        learned.set()
+        wait_until(lambda: store.latest_data_id() == total - 1)
+
+    stats = Log()
+
+    def answer(kind, payload):
+        stats((kind, payload["step"]))
+        return {}
+
+    buffer = ReplayBuffer(1000)
+    if ends == "single process":
+        both = TrainerSMInterface()
+        both.register_request_callback(answer)
+        both.register_data_store("actor_env", buffer)
+        threads = [InThread(lambda: learner(both, buffer)), InThread(lambda: actor(both, buffer))]
+    else:
+        config = TrainerConfig(request_types=["send-stats"])
+        server = running(TrainerServer(config, request_callback=answer, broker=broker_url))
+        server.register_data_store("actor_env", buffer)
+        server.start(threaded=True)
+        store = ReplayBuffer(1000)
+        client = TrainerClient("actor_env", "localhost", config, store, broker=broker_url)
+        threads = [
+            InThread(lambda: learner(server, buffer)),
+            InThread(lambda: actor(client, store)),
+        ]
+    for thread in threads:
+        thread.result()
+    assert stats == [("send-stats", i) for i in range(0, total, 10)]
