@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
-from agentlace.codec.tree import REFUSALS, TreeEncoder, is_frozen_dict
+from agentlace.codec.tree import REFUSALS, TreeEncoder, is_box, is_frozen_dict
 from agentlace.errors import EncodeError
 
 SEARCH_DEPTH = 500
@@ -25,6 +24,8 @@ def _search(value: Any, path: tuple[str, ...]) -> EncodeError | None:
     where = "/".join(path)
     if len(path) > SEARCH_DEPTH:
         return EncodeError(where[:200], "nested too deeply, or it contains itself")
+    if is_box(value):
+        return _search(value[()], path)
     children = _children(value)
     for name, child in children:
         found = _search(child, (*path, name))
@@ -40,7 +41,7 @@ def _search(value: Any, path: tuple[str, ...]) -> EncodeError | None:
 
 
 def _children(value: Any) -> list[tuple[str, Any]]:
-    if type(value) in (dict, OrderedDict) or is_frozen_dict(value):
+    if isinstance(value, dict) or is_frozen_dict(value):
         return [(_name(key), child) for key, child in value.items()]
     if type(value) in (list, tuple, set, frozenset):
         return [(str(i), child) for i, child in enumerate(value)]

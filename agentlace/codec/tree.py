@@ -16,6 +16,7 @@ code value        form
 6    int          extension: its hexadecimal digits, for more than 64 bits
 7    FrozenDict   [mark, it as a dict]
 8    space        [mark, its description …] (:mod:`agentlace.codec.spaces`)
+9    boxed value  [mark, it]: an object array without dimensions, as np.asarray(a_dict) makes
 ==== ===========  ==================================================
 
 A mark is an extension of the value's code, without data.
@@ -26,7 +27,6 @@ from __future__ import annotations
 import enum
 import math
 import sys
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,6 +69,7 @@ class Mark(enum.IntEnum):
     FROZENSET = 5
     FROZENDICT = 7
     SPACE = 8
+    BOXED = 9
 
 
 _PACKED = {mark: msgpack.ExtType(int(mark), b"") for mark in Mark}
@@ -101,14 +102,14 @@ class TreeEncoder:
     def _other(self, value: Any) -> Any:
         kind = type(value)
         if kind is np.ndarray or kind is Column:
-            return self._array(value)
+            return _box(value) if is_box(value) else self._array(value)
         if kind is tuple:
             return [_PACKED[Mark.TUPLE], *value]
         if kind is set or kind is frozenset:
             return [_PACKED[Mark.SET if kind is set else Mark.FROZENSET], *value]
         if kind is int:
             return _bigint(value)
-        if kind is OrderedDict:
+        if isinstance(value, dict):  # OrderedDict, defaultdict, Counter
             return dict(value)
         if isinstance(value, np.generic):
             return self._scalar(value)
@@ -171,6 +172,16 @@ def array_bytes(dtype: np.dtype[Any], shape: Sequence[int]) -> int:
     return nbytes
 
 
+def is_box(value: Any) -> bool:
+    """Tell whether value is an object array without dimensions, which holds one value."""
+    return type(value) is np.ndarray and not value.shape and value.dtype.kind == "O"
+
+
+def _box(array: np.ndarray[Any, Any]) -> Any:
+    """Return what stands for an object array without dimensions."""
+    return [_PACKED[Mark.BOXED], array[()]]
+
+
 def _hint(dtype: np.dtype[Any]) -> str:
     if dtype.hasobject:
         return "use a numeric or string dtype, or a list"
@@ -231,6 +242,8 @@ class TreeDecoder:
             return _decode_scalar(dtype_of(name), raw)
         if mark is Mark.FROZENDICT:
             return _frozen_dict(*items)
+        if mark is Mark.BOXED:
+            return _boxed(*items)
         if mark is Mark.SPACE:
             self._left = spaces.charge(items, self._left)
             return spaces.build(items)
@@ -273,6 +286,13 @@ def _decode_bigint(digits: bytes) -> int:
     if len(digits) > MAX_BIGINT_DIGITS:
         raise DecodeError("an int of too many digits")
     return int(digits, 16)
+
+
+def _boxed(value: Any) -> Any:
+    """Return an object array without dimensions that holds a value."""
+    box: np.ndarray[Any, Any] = np.empty((), object)
+    box[()] = value
+    return box
 
 
 def _frozen_dict(tree: Any) -> Any:

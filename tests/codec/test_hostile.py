@@ -28,7 +28,7 @@ from agentlace.errors import DecodeError, MissingExtra
 pytestmark = pytest.mark.timeout(60)
 
 PREFIX_BYTES = 20
-SCALAR, TUPLE, SET, FROZENSET, FROZENDICT, SPACE = (
+SCALAR, TUPLE, SET, FROZENSET, FROZENDICT, SPACE, BOXED = (
     msgpack.ExtType(int(mark), b"") for mark in Mark
 )
 
@@ -323,7 +323,14 @@ def test_nested_extensions_are_not_followed():
     [
         *(TUPLE, [1, TUPLE], {"k": SET}, [TUPLE, TUPLE], [TUPLE, [1, SCALAR]], [[TUPLE], SPACE]),
         *([SET, [1]], [SET, {}], [FROZENSET, [TUPLE, []]], [FROZENDICT], [FROZENDICT, 1]),
-        *([FROZENDICT, [["a", 1]]], [FROZENDICT, {}, {}], [SCALAR], [SCALAR, "<f4"]),
+        *(
+            [BOXED],
+            [BOXED, 1, 2],
+            [FROZENDICT, [["a", 1]]],
+            [FROZENDICT, {}, {}],
+            [SCALAR],
+            [SCALAR, "<f4"],
+        ),
         *(
             [SCALAR, 1, 2],
             [SCALAR, "<f4", b"123"],

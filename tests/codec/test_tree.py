@@ -2,7 +2,7 @@
 
 import enum
 import threading
-from collections import OrderedDict, defaultdict, deque, namedtuple
+from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from decimal import Decimal
 from pathlib import Path
 
@@ -115,8 +115,18 @@ def test_an_array_of_the_file_travels_as_an_array(tmp_path):
     assert_same(round_trip(mapped[::3, 1:]), np.array(mapped[::3, 1:]))
 
 
-def test_ordered_dicts_travel_as_dicts():
+def test_dicts_of_any_class_travel_as_dicts():
     assert_same(round_trip(OrderedDict(b=1, a=OrderedDict(c=2))), {"b": 1, "a": {"c": 2}})
+    assert_same(round_trip([defaultdict(int, a=1), Counter("aab")]), [{"a": 1}, {"a": 2, "b": 1}])
+
+
+def test_an_object_array_without_dimensions_travels_as_what_it_holds():
+    held = {"image": np.arange(2000.0), "succeed": np.bool_(True), "episode": {"l": (20,)}}
+    box = round_trip({"info": np.asarray(held)})["info"]
+    assert (box.shape, box.dtype) == ((), object)
+    assert_same(box.item(), held)
+    with pytest.raises(EncodeError, match=r"info/b: a builtins\.object may not travel"):
+        encode({"info": np.asarray({"a": 1, "b": object()})})
 
 
 def test_the_order_of_keys_is_kept():
@@ -295,7 +305,7 @@ Point = namedtuple("Point", "x y")
     [
         *(object(), lambda: None, print, int, np, Ellipsis, NotImplemented, 1j, range(3)),
         *(Tensor(), Color.RED, Text("a"), Point(1, 2), Decimal(1), Path("."), iter([])),
-        *(defaultdict(int, a=1), deque([1]), {}.keys(), ValueError("x"), threading.Lock()),
+        *(np.array(lambda: None, object), deque([1]), {}.keys(), ValueError("x"), threading.Lock()),
         *(np.array([None]), np.array([1, "a"], object), np.array([[1], [1, 2]], object)),
         np.zeros(2, [("x", "<f4"), ("o", object)]),
         np.zeros(2, [("inner", [("o", object, (2,))])])[0],
