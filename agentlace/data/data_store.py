@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Sequence
 from itertools import islice
 from threading import Lock
 from typing import Any, NamedTuple
 
+from agentlace.codec import Chunk
 from agentlace.errors import AgentlaceError
 
 READ_ATTEMPTS = 1000
 """So often a store is read again because something was inserted meanwhile."""
+
+Refusals = dict[int, Exception]
+"""What a store raised for some of several transitions, by their number."""
 
 
 class Taken(NamedTuple):
@@ -128,3 +133,29 @@ def take_after(store: Any, from_id: Any) -> Taken:
         f"{type(store).__name__} changes faster than it can be read: give it a "
         "take_after(from_id) that returns rows, their last ID and 0 in one atomic step"
     )
+
+
+def insert_each(insert: Callable[[Any], object], rows: Sequence[Any]) -> Refusals:
+    """Insert transitions one by one; one that is refused does not keep the others out."""
+    refusals: Refusals = {}
+    for number, row in enumerate(rows):
+        try:
+            insert(row)
+        except Exception as error:
+            refusals[number] = error
+    return refusals
+
+
+def put(store: Any, chunk: Chunk) -> Refusals:
+    """Insert a chunk as the store likes it best: its columns, all rows at once, or row by row.
+
+    A store with a ``batch_insert`` of its own gets all rows at once, and what that raises comes
+    out: only the store knows what it has taken then.
+    """
+    if hasattr(store, "insert_chunk"):
+        return store.insert_chunk(chunk) or {}
+    batch_insert = getattr(type(store), "batch_insert", DataStoreBase.batch_insert)
+    if batch_insert is DataStoreBase.batch_insert:
+        return insert_each(store.insert, chunk.rows())
+    store.batch_insert(chunk.rows())
+    return {}

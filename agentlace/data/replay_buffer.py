@@ -10,7 +10,7 @@ import numpy as np
 
 from agentlace.codec import Chunk
 from agentlace.data.columns import Array, Schema, as_transition, leaves_of, map_leaves
-from agentlace.data.data_store import DataStoreBase, Taken
+from agentlace.data.data_store import DataStoreBase, Refusals, Taken, insert_each
 
 
 class ReplayBuffer(DataStoreBase):
@@ -59,22 +59,29 @@ class ReplayBuffer(DataStoreBase):
             self._inserted += 1
 
     def batch_insert(self, batch_data: Sequence[Any]) -> None:
-        """Insert several transitions, oldest first; those before a misfit stay inserted."""
-        for data in batch_data:
-            self.insert(data)
-
-    def insert_chunk(self, chunk: Chunk) -> None:
-        """Insert a chunk as it came from the stream: columns in one go, rows one by one.
+        """Insert several transitions, oldest first.
 
         Raises:
-            SchemaMismatch: it does not fit the store; nothing of it was stored.
+            SchemaMismatch: the first that does not fit the store; the others were inserted.
+        """
+        for error in insert_each(self.insert, batch_data).values():
+            raise error
+
+    def insert_chunk(self, chunk: Chunk) -> Refusals:
+        """Insert a chunk as it came from the stream: columns in one go, rows one by one.
+
+        Returns:
+            The rows that do not fit the store, by number; the others were inserted.
+
+        Raises:
+            SchemaMismatch: its columns do not fit the store; nothing of it was stored.
         """
         # A subclass with an insert of its own wants to see each transition.
         own_insert = type(self).insert is not ReplayBuffer.insert
         if chunk.columns is None or own_insert or isinstance(chunk.columns, tuple):
-            self.batch_insert(chunk.rows())
-        else:
-            self.insert_columns(chunk.columns, chunk.n)
+            return insert_each(self.insert, chunk.rows())
+        self.insert_columns(chunk.columns, chunk.n)
+        return {}
 
     def insert_columns(self, columns: Any, n: int) -> None:
         """Insert ``n`` transitions given as a tree of arrays with leading dimension ``n``.

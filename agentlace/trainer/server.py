@@ -9,6 +9,7 @@ from typing import Any
 
 from agentlace.codec import Chunk
 from agentlace.config import BrokerURL, TrainerConfig, copy_of
+from agentlace.data.data_store import Refusals, put
 from agentlace.errors import UnknownRequest
 from agentlace.service import Server
 from agentlace.transport.connection import Broker, Channel
@@ -141,28 +142,23 @@ class TrainerServer(Server):
             self._consume(name, broker)
 
     def _consume(self, name: str, broker: Broker) -> None:
-        def apply(actor: str, chunk: Chunk, last: StreamId) -> None:
-            self._insert(name, chunk, last)
+        def apply(actor: str, chunk: Chunk, last: StreamId) -> Refusals:
+            return self._insert(name, chunk, last)
 
         positions = self._positions[name]
         consumer = Consumer(broker, self._keys, name, apply, CONSUMER, positions)
         self._consumers[name] = consumer
         consumer.start()
 
-    def _insert(self, name: str, chunk: Chunk, last: StreamId) -> None:
-        store = self._stores[name]
-        if hasattr(store, "insert_chunk"):
-            store.insert_chunk(chunk)
-        elif hasattr(store, "batch_insert"):
-            store.batch_insert(chunk.rows())
-        else:
-            for transition in chunk.rows():
-                store.insert(transition)
+    def _insert(self, name: str, chunk: Chunk, last: StreamId) -> Refusals:
+        refusals = put(self._stores[name], chunk)
         if self._data_callback is not None:
+            rows = [row for i, row in enumerate(chunk.rows()) if i not in refusals]
             try:
-                self._data_callback(name, {"data": chunk.rows(), "last_id": last.number})
+                self._data_callback(name, {"data": rows, "last_id": last.number})
             except Exception:
                 log.exception("the data_callback for store %r raised", name)
+        return refusals
 
     def _on_beat(self, channel: Channel) -> None:
         if self._publisher is not None:
@@ -189,6 +185,6 @@ class TrainerServer(Server):
     def counters(self) -> dict[str, dict[str, int]]:
         """Return per store how many transitions were applied, rejected, or found missing."""
         return {
-            name: {"applied": c.applied, "rejected_chunks": c.rejected, "missing": c.gaps}
+            name: {"applied": c.applied, "rejected": c.rejected, "missing": c.gaps}
             for name, c in self._consumers.items()
         }

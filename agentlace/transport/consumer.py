@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from agentlace import codec
@@ -25,8 +25,11 @@ ACTORS_POLL_S = 2.0
 """How often the set of actors is read, beside being told of arrivals."""
 JOIN_TIMEOUT_S = 5.0
 
-Apply = Callable[[str, codec.Chunk, StreamId], None]
-"""Called with the actor, the new transitions and the ID of the last of them."""
+Apply = Callable[[str, codec.Chunk, StreamId], Mapping[int, Exception] | None]
+"""Called with the actor, the new transitions and the ID of the last of them.
+
+Returns those that were refused, by their number in the chunk, with the reason.
+"""
 
 
 class Consumer:
@@ -161,14 +164,25 @@ class Consumer:
             if chunk.n != entry.number - first + 1:
                 raise DecodeError(f"{chunk.n} transitions where {entry} and {first} were told")
             chunk = self._without_known(actor, position, entry, first, chunk)
-            self._apply(actor, chunk, entry)
-            self.applied += chunk.n
+            refusals = self._apply(actor, chunk, entry) or {}
+            self.applied += chunk.n - len(refusals)
+            if refusals:
+                self._reject(actor, entry, len(refusals), next(iter(refusals.values())))
         except Exception as error:
-            self.rejected += 1
-            log.error(
-                "store %r rejected chunk %s of actor %r: %s", self._keys.name, entry, actor, error
-            )
+            known = position.number if entry.incarnation == position.incarnation else 0
+            self._reject(actor, entry, entry.number - known, error)
         self.positions[actor] = self._moved[actor] = entry
+
+    def _reject(self, actor: str, entry: StreamId, count: int, reason: Exception) -> None:
+        self.rejected += count
+        log.error(
+            "store %r rejected %d transitions of actor %r, of chunk %s: %s",
+            self._keys.name,
+            count,
+            actor,
+            entry,
+            reason,
+        )
 
     def _without_known(
         self, actor: str, position: StreamId, entry: StreamId, first: int, chunk: codec.Chunk

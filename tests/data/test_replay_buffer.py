@@ -85,6 +85,16 @@ def test_rows_without_a_common_structure_are_inserted_one_by_one():
     assert buffer.dataset["info"][:2].tolist() == [[1, 2], [3, 4]]
 
 
+def test_a_row_that_does_not_fit_does_not_keep_the_others_out():
+    buffer = ReplayBuffer(10)
+    rows = [sealed(0), {**sealed(1), "rewards": "much"}, sealed(2)]
+    refusals = buffer.insert_chunk(chunk(rows))
+    assert list(refusals) == [1] and isinstance(refusals[1], SchemaMismatch)
+    with pytest.raises(SchemaMismatch, match="rewards"):
+        buffer.batch_insert(rows)
+    assert [int(t["n"]) for t in content(buffer)] == [0, 2, 0, 2]
+
+
 # -- what a transition may be ----------------------------------------------------------------------
 
 
@@ -170,7 +180,10 @@ def test_a_misfit_is_refused_whole_with_its_path_and_both_shapes(misfit, path, r
         if how == "row":
             buffer.insert(misfit)
         else:
-            buffer.insert_chunk(chunk([misfit] * (1 if how == "chunk of one" else 3)))
+            count = 1 if how == "chunk of one" else 3
+            refusals = buffer.insert_chunk(chunk([misfit] * count))  # columns raise, rows do not
+            assert list(refusals) == list(range(count))
+            raise refusals[0]
     assert path in caught.value.path and reason in str(caught.value)
     if reason.startswith("("):
         expected = sealed(0)["observations"].get(path.split("/")[-1], np.zeros(()))

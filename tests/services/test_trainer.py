@@ -23,7 +23,7 @@ from agentlace import (
     TrainerServer,
     UnknownRequest,
 )
-from agentlace.data import DataStoreBase, QueuedDataStore
+from agentlace.data import DataStoreBase, QueuedDataStore, ReplayBuffer
 
 from .support import InThread, Log, assert_same, holds_for, wait_until
 
@@ -37,6 +37,22 @@ def step(i):
         "rewards": float(i),
         "dones": i % 2 == 0,
     }
+
+
+class OwnStore(DataStoreBase):
+    """A trainer's store as users write it, for scalars only."""
+
+    def __init__(self, capacity):
+        super().__init__(capacity)
+        self.rows = []
+
+    def insert(self, data):
+        if np.shape(data["a"]):
+            raise ValueError(f"shape {np.shape(data['a'])} where a scalar belongs")
+        self.rows.append(data)
+
+    def __len__(self):
+        return len(self.rows)
 
 
 @pytest.fixture
@@ -333,7 +349,7 @@ def test_the_data_callback_comes_after_insertion_with_rows_and_id(serve, connect
     for i, (name, payload, length) in enumerate(calls):
         assert (name, length, type(payload["last_id"])) == ("robot", i + 1, int)
         assert_same(payload["data"], [step(i)])
-    assert server.counters()["robot"] == {"applied": 2, "rejected_chunks": 0, "missing": 0}
+    assert server.counters()["robot"] == {"applied": 2, "rejected": 0, "missing": 0}
 
 
 def test_a_store_needs_only_insert_and_gets_rows_in_order(serve, connect):
@@ -367,8 +383,25 @@ def test_a_store_that_raises_rejects_the_chunk_and_the_trainer_goes_on(serve, co
         store.insert(row)
         assert client.update_datastore("robot", -1, confirm_update=True)
     assert contents(server) == ["good", "better"]
-    assert server.counters()["robot"]["rejected_chunks"] == 1
+    assert server.counters()["robot"]["rejected"] == 1
     assert "I do not like this one" in caplog.text
+
+
+@pytest.mark.parametrize("make", [ReplayBuffer, OwnStore])
+def test_a_misfit_does_not_keep_the_others_out(serve, connect, make, caplog):
+    told = Log()
+    server = serve(data_callback=lambda name, payload: told(payload["data"]))
+    server.register_data_store("robot", trained := make(100))
+    store = QueuedDataStore(100)
+    client = connect(store)
+    good = [{"a": np.float32(i), "note": [i]} for i in range(6)]
+    misfit = {"a": np.zeros(3, np.float32), "note": [0]}
+    store.batch_insert([*good[:3], misfit, *good[3:], misfit])
+    assert client.update_datastore("robot", -1, confirm_update=True)
+    assert len(trained) == 6
+    assert server.counters()["robot"] == {"applied": 6, "rejected": 2, "missing": 0}
+    assert_same(told.wait(1)[0], good)
+    assert "rejected 2 transitions" in caplog.text and "shape (3,)" in caplog.text
 
 
 def test_a_server_stopped_and_started_again_goes_on_where_it_was(serve, connect):

@@ -260,14 +260,14 @@ def test_garbage_in_a_stream_is_passed_over(actor, record, store, channel, caplo
     robot.send(0, 10)
     assert recorder.has(10)
     assert recorder.consumer.rejected == 1
-    assert "rejected chunk 7-1 of actor 'robot'" in caplog.text
+    assert "rejected 1 transitions of actor 'robot', of chunk 7-1" in caplog.text
 
 
 def test_a_store_that_refuses(actor, record, caplog):
     recorder, robot = record(), actor()
     recorder.fails = True
     robot.send(100, 110)
-    wait_until(lambda: recorder.consumer.rejected == 1)
+    wait_until(lambda: recorder.consumer.rejected == 10)
     assert "no disk" in caplog.text
     recorder.fails = False
     robot.send(0, 10)
