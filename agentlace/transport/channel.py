@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
+import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from agentlace.errors import AgentlaceError, BrokerUnreachable, Closed
 from agentlace.transport import resp
@@ -32,13 +33,37 @@ PATIENCE_S = 10.0
 """An answer that its asker no longer waits for may be so late before the connection is lost."""
 
 
-class Link(NamedTuple):
-    """A connection that stands."""
+class Link:
+    """A connection that stands.
 
-    sock: Any
-    reader: Any
-    client_id: int | None
-    disconnect: Callable[[], None]
+    On a plain socket the kernel keeps the time of each read and write (SO_RCVTIMEO): with a
+    timeout of Python's, each would cost a poll beside the call itself.
+    """
+
+    def __init__(
+        self, sock: Any, reader: Any, client_id: int | None, disconnect: Callable[[], None]
+    ) -> None:
+        self.sock = sock
+        self.reader = reader
+        self.client_id = client_id
+        self.disconnect = disconnect
+        self._is_plain = type(sock) is socket.socket
+        self._limit_s: float | None = None
+        if self._is_plain:
+            sock.settimeout(None)
+
+    def limit(self, timeout_s: float) -> None:
+        """Bound each read and write from now on."""
+        if timeout_s == self._limit_s:
+            return
+        self._limit_s = timeout_s
+        if not self._is_plain:
+            self.sock.settimeout(timeout_s)
+            return
+        micros = max(1000, int(timeout_s * 1e6))  # none would mean without end
+        value = struct.pack("@ll", *divmod(micros, 1_000_000))
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
 
 
 class Channel:
@@ -112,33 +137,35 @@ class Channel:
 
     def _write(self, commands: Sequence[Command], timeout_s: float) -> None:
         link, buffers = self._current(), resp.pack(commands)
-        with self._whole():
-            link.sock.settimeout(timeout_s)
+        try:
+            link.limit(timeout_s)
             resp.write(link.sock, buffers)
+        except BaseException as error:
+            self._give_up(error)
 
     def receive(self, timeout_s: float = CONNECT_TIMEOUT_S) -> Reply:
         """Return the next reply."""
         link = self._current()
-        with self._whole():
-            link.sock.settimeout(timeout_s)
+        try:
+            link.limit(timeout_s)
             reply = link.reader.read()
+        except BaseException as error:
+            self._give_up(error)
         self._owed -= 1
         return reply
 
-    @contextlib.contextmanager
-    def _whole(self) -> Iterator[None]:
-        """Drop the connection if what is sent or received here stays unfinished.
+    def _give_up(self, error: BaseException) -> NoReturn:
+        """Drop the connection, since what was sent or received on it stays unfinished.
 
-        Also if it is a Ctrl-C that comes between: the next command would become a part of this
+        Also if it is a Ctrl-C that came between: the next command would become a part of this
         one, and its bytes a part of somebody's transitions.
         """
-        try:
-            yield
-        except BaseException as error:
-            lost = self._lost(error)
-            if isinstance(error, Exception):
-                raise lost from error
-            raise
+        if isinstance(error, BlockingIOError):
+            error = TimeoutError("timed out")
+        lost = self._lost(error)
+        if isinstance(error, Exception):
+            raise lost from error
+        raise error
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until a reply can be received; False if none came in time."""

@@ -48,9 +48,11 @@ class MemoryChannel(Channel):
 
     def _write(self, commands: Sequence[Command], timeout_s: float) -> None:
         connection = self._current().sock
-        with self._whole():
+        try:
             for command in commands:
                 connection.send_command(*[_plain(argument) for argument in command])
+        except BaseException as error:
+            self._give_up(error)
 
     def receive(self, timeout_s: float = CONNECT_TIMEOUT_S) -> Reply:
         """Return the next reply of the commands that were executed."""
@@ -58,17 +60,20 @@ class MemoryChannel(Channel):
 
         connection = self._current().reader
         self._owed -= 1
-        with self._whole():
-            try:
-                return connection.read_response()
-            except redis.ResponseError as error:
-                return ErrorReply(str(error))
+        try:
+            return connection.read_response()
+        except redis.ResponseError as error:
+            return ErrorReply(str(error))
+        except BaseException as error:
+            self._give_up(error)
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until a message can be received; False if none came in time."""
         connection = self._current().sock
-        with self._whole():
+        try:
             return bool(connection.can_read(min(timeout_s, self.slice_s)))
+        except BaseException as error:
+            self._give_up(error)
 
     def interrupt(self) -> None:
         """Do nothing: waits are short here, and their loops look at their stop event."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ JOIN_BYTES = 16 << 10
 """Buffers up to this size are joined before they are written: fewer and larger segments."""
 MAX_ITEMS = 10_000_000
 MAX_DEPTH = 16
+_BULK, _INTEGER, _ARRAY, _STATUS, _ERROR = b"$:*+-"
 _MAX_IOVECS = min(os.sysconf("SC_IOV_MAX"), 1024) if hasattr(os, "sysconf") else 16
 
 
@@ -54,27 +56,33 @@ def pack(commands: Iterable[Command]) -> list[Buffer]:
     for command in commands:
         small.append(b"*%d\r\n" % len(command))
         for argument in command:
-            _pack_argument(argument, small, out)
+            if isinstance(argument, str):
+                small.append(_packed_text(argument))
+            elif isinstance(argument, Frame):
+                _pack_frame(argument, small, out)
+            else:
+                raw = b"%d" % argument if isinstance(argument, int) else argument
+                small.append(b"$%d\r\n%b\r\n" % (len(raw), raw))
     out.append(b"".join(small))
     return out
 
 
-def _pack_argument(argument: Argument, small: list[Buffer], out: list[Buffer]) -> None:
-    if isinstance(argument, Frame):
-        small.append(b"$%d\r\n" % argument.nbytes)
-        if argument.nbytes <= JOIN_BYTES:
-            small += argument.parts
-        else:
-            out.append(b"".join(small))
-            out += argument.parts
-            small.clear()
-        small.append(b"\r\n")
-        return
-    if isinstance(argument, int):
-        argument = b"%d" % argument
-    elif isinstance(argument, str):
-        argument = argument.encode()
-    small.append(b"$%d\r\n%b\r\n" % (len(argument), argument))
+@lru_cache(maxsize=1024)
+def _packed_text(text: str) -> bytes:
+    """Return a text as an argument; commands and keys are the same again and again."""
+    raw = text.encode()
+    return b"$%d\r\n%b\r\n" % (len(raw), raw)
+
+
+def _pack_frame(frame: Frame, small: list[Buffer], out: list[Buffer]) -> None:
+    small.append(b"$%d\r\n" % frame.nbytes)
+    if frame.nbytes <= JOIN_BYTES:
+        small += frame.parts
+    else:
+        out.append(b"".join(small))
+        out += frame.parts
+        small.clear()
+    small.append(b"\r\n")
 
 
 def write(sock: socket.socket, buffers: list[Buffer]) -> None:
@@ -122,33 +130,36 @@ class ReplyReader:
             OSError: the connection was lost, or the socket's timeout passed.
             ProtocolError: the bytes are no RESP.
         """
-        line = self._line()
-        kind, value = line[:1], line[1:]
-        if kind == b"$":
+        end = self._buffer.find(b"\r\n", self._start, self._end)
+        if end < 0:
+            end = self._end_of_line()
+        kind = self._buffer[self._start]
+        value = self._buffer[self._start + 1 : end]
+        self._start = end + 2
+        if kind == _BULK:
             size = _number(value, MAX_FRAME_BYTES)
             return None if size < 0 else self._bulk(size)
-        if kind == b"*":
+        if kind == _INTEGER:
+            return _number(value)
+        if kind == _ARRAY:
             count = _number(value, MAX_ITEMS)
             if depth > MAX_DEPTH:
                 raise ProtocolError("a reply that is nested too deeply")
             return None if count < 0 else [self.read(depth + 1) for _ in range(count)]
-        if kind == b":":
-            return _number(value)
-        if kind == b"+":
-            return value
-        if kind == b"-":
+        if kind == _STATUS:
+            return bytes(value)
+        if kind == _ERROR:
             return ErrorReply(value.decode(errors="replace"))
-        raise ProtocolError(f"a reply that begins with {line[:20]!r}")
+        raise ProtocolError(f"a reply that begins with {chr(kind)!r} and {bytes(value[:20])!r}")
 
-    def _line(self) -> bytes:
+    def _end_of_line(self) -> int:
+        """Receive until the line that begins here is whole; returns where it ends."""
         searched = self._start
         while (end := self._buffer.find(b"\r\n", searched, self._end)) < 0:
             offset = max(searched, self._end - 1) - self._start
             self._receive()
             searched = self._start + offset
-        line = bytes(self._view[self._start : end])
-        self._start = end + 2
-        return line
+        return end
 
     def _bulk(self, size: int) -> Buffer:
         """Return a bulk string: small ones as bytes, large ones as their own memory."""
@@ -188,11 +199,11 @@ class ReplyReader:
         return count
 
 
-def _number(digits: bytes, limit: int = 1 << 63) -> int:
+def _number(digits: bytearray, limit: int = 1 << 63) -> int:
     try:
         number = int(digits)
     except ValueError:
-        raise ProtocolError(f"a number of {digits[:20]!r}") from None
+        raise ProtocolError(f"a number of {bytes(digits[:20])!r}") from None
     if number > limit:
         raise ProtocolError(f"a reply of {number} bytes or items is more than {limit}")
     return number
