@@ -3,7 +3,7 @@
 ::
 
     action.py  inference.py  trainer/  gym_env.py    the services, each with both ends
-    service.py                                       what servers and clients have in common
+    service/                                         what servers and clients have in common
     data/                                            stores of transitions
     transport/                                       traffic through the broker
     codec/                                           trees of arrays ⇄ frames of bytes
@@ -11,6 +11,8 @@
 
 Imports point one way: services → data, transport → codec → errors.
 """
+
+from typing import Any
 
 from agentlace import data
 from agentlace._version import __version__
@@ -72,3 +74,15 @@ __all__ = [
     "__version__",
     "data",
 ]
+
+# Not in __all__: a star import must not need an extra.
+_NEED_GYMNASIUM = ("DefaultActionConfig", "GymEnvClient", "GymEnvServerWrapper")
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs an extra only when it is asked for."""
+    if name not in _NEED_GYMNASIUM:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from agentlace import gym_env
+
+    return getattr(gym_env, name)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from agentlace.config import ActionConfig, BrokerURL, copy_of
 from agentlace.errors import AgentlaceError, UnknownRequest
 from agentlace.service import Client, Server
+from agentlace.transport.backoff import Refrain
 from agentlace.transport.broadcast import BroadcastPublisher, BroadcastWatcher, read_newest
 from agentlace.transport.connection import Broker
 from agentlace.transport.requests import Ticket
@@ -49,6 +51,8 @@ class ActionServer(Server):
         self._obs_callback = obs_callback
         self._act_callback = act_callback
         self._broadcast: BroadcastPublisher | None = None
+        self._broadcast_lock = threading.Lock()
+        self._refrain = Refrain()
 
     def _handle(self, what: str, name: str, payload: Any) -> Any:
         if what == "act" and self._act_callback is not None:
@@ -63,7 +67,8 @@ class ActionServer(Server):
         """Broadcast an observation to all watchers; blocks until the broker has it.
 
         Returns:
-            False, with a warning, if ``broadcast_port`` is None or the broker is away.
+            False, with a warning, if ``broadcast_port`` is None, the broker is away, or this
+            server was stopped or replaced.
 
         Raises:
             EncodeError: a value in it may not travel.
@@ -72,9 +77,9 @@ class ActionServer(Server):
             log.warning("publish_obs needs a broadcast_port in the ActionConfig")
             return False
         try:
-            with self._life:
+            broker = self._connected()
+            with self._broadcast_lock:
                 if self._broadcast is None:
-                    broker = self._connected()
                     token = self._presence.info["token"] if self._presence else "unserved"
                     self._broadcast = BroadcastPublisher(broker, self._keys, token)
                 broadcast = self._broadcast
@@ -82,17 +87,15 @@ class ActionServer(Server):
         except AgentlaceError as error:
             if isinstance(error, TypeError):  # EncodeError is the caller's mistake
                 raise
-            log.warning("observation not published: %s", error)
+            if self._refrain.is_due(error):
+                log.warning("observation not published: %s%s", error, self._refrain.note())
             return False
+        self._refrain.reset()
         return True
 
-    def stop(self) -> None:
-        """Stop serving and say goodbye, also if it only published. Idempotent."""
-        super().stop()
-        self._stop_workers()
-
     def _stop_workers(self) -> None:
-        broadcast, self._broadcast = self._broadcast, None
+        with self._broadcast_lock:
+            broadcast, self._broadcast = self._broadcast, None
         if broadcast is not None:
             broadcast.close()
 
@@ -190,7 +193,9 @@ class ActionClient(Client):
 
         Raises:
             AgentlaceError: the config has no ``broadcast_port``.
+            Closed: after :meth:`stop`.
         """
+        self._check_usable()
         if self.config.broadcast_port is None:
             raise AgentlaceError("register_obs_callback needs a broadcast_port in the ActionConfig")
         watcher = BroadcastWatcher(self._broker, self._keys, callback)

@@ -8,7 +8,7 @@ from typing import Any
 
 from agentlace.config import BrokerURL, InferenceConfig
 from agentlace.errors import BrokerUnreachable
-from agentlace.service import Client, Server
+from agentlace.service import SOFT_ERRORS, Client, Server
 
 __all__ = ["InferenceClient", "InferenceServer"]
 
@@ -82,7 +82,10 @@ class InferenceClient(Client):
 
     def interfaces(self) -> set[str]:
         """Return the names of the server's interfaces; empty if there is no server."""
-        return set(self._call("interfaces", "", None) or ())
+        try:
+            return set(self._call("interfaces", "", None) or ())
+        except SOFT_ERRORS:  # strict or not: without a server there are none
+            return set()
 
     def call(self, name: str, payload: Any) -> Any:
         """Call an interface and return its reply; None on a timeout (see ``last_error``).

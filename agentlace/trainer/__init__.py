@@ -4,6 +4,7 @@
 
     server.py           TrainerServer: consumers of the streams, publisher of networks
     client.py           TrainerClient: an actor's end
+    async_update.py     update() in a thread of its own
     outbox.py           one store's way from the actor into its stream
     single_process.py   TrainerSMInterface: the same calls within one process
 """

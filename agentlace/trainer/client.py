@@ -14,19 +14,17 @@ from typing import Any
 from agentlace.config import BrokerURL, TrainerConfig, copy_of
 from agentlace.errors import (
     AgentlaceError,
-    BrokerUnreachable,
     Closed,
-    EncodeError,
-    PeerAbsent,
     RateLimited,
     RequestTimeout,
-    StoreFull,
     UnknownRequest,
 )
 from agentlace.service import Client
+from agentlace.trainer.async_update import FALSE_ERRORS, AsyncUpdate
 from agentlace.trainer.outbox import Outbox
 from agentlace.trainer.server import CONSUMER
 from agentlace.transport import presence
+from agentlace.transport.backoff import Refrain
 from agentlace.transport.connection import Channel
 from agentlace.transport.producer import Producer
 from agentlace.transport.streams import Retention
@@ -35,16 +33,6 @@ from agentlace.transport.weights_receiver import WeightsReceiver
 
 log = logging.getLogger(__name__)
 
-FALSE_ERRORS = (
-    BrokerUnreachable,
-    Closed,
-    PeerAbsent,
-    RateLimited,
-    RequestTimeout,
-    StoreFull,
-    UnknownRequest,
-)
-"""Errors for which ``update()`` returns False, unless ``strict``; nothing is lost by them."""
 CONFIRM_POLL_S = 0.002
 GOODBYE_TIMEOUT_S = 1.0
 
@@ -56,8 +44,8 @@ class TrainerClient(Client):
         name: of this client; the store's name if ``data_store`` is given.
         server_ip: the broker's host, unless ``broker`` or AGENTLACE_BROKER says otherwise.
         config: the service; it is copied. Must equal the server's.
-        data_store: the only store to send from.
-        data_stores: stores to send from, by name.
+        data_store: store to send from; its name is the client's.
+        data_stores: stores to send from, by name; beside ``data_store`` if both are given.
         log_level: of the logger ``agentlace.trainer``.
         wait_for_server: wait without end for broker and server, logging what for.
         timeout_ms: deadline of one ``update`` or ``request``.
@@ -93,13 +81,16 @@ class TrainerClient(Client):
         self.config = copy_of(config)
         self.req_rep_client = _RequestSettings(self)
         self._update_lock = threading.RLock()
+        self._update_refrain = Refrain()
+        self._told: dict[str, Retention] = {}
         self._limit_lock = threading.Lock()
         self._last_call = float("-inf")
         self._stream_channel = self._broker.channel()
         self._receivers: list[WeightsReceiver] = []
-        self._async_update: threading.Thread | None = None
-        self._async_stop = threading.Event()
-        stores = {name: data_store} if data_store is not None else dict(data_stores)
+        self._async_update = AsyncUpdate(self.update)
+        stores = dict(data_stores)
+        if data_store is not None:
+            stores[name] = data_store
         self._outboxes = {store: self._outbox(store, stores[store]) for store in stores}
         try:
             self._connect(wait_for_server)
@@ -112,7 +103,9 @@ class TrainerClient(Client):
     def _outbox(self, name: str, store: Any) -> Outbox:
         def retention() -> Retention:
             told = (self._server or {}).get("stores", {}).get(name)
-            return Retention(**told) if told else Retention()
+            if told:  # while the trainer is away, what it told last holds
+                self._told[name] = Retention(**told)
+            return self._told.get(name, Retention())
 
         keys = self._keys.store(name)
         return Outbox(name, store, Producer(self._stream_channel, keys, self.actor_id, retention))
@@ -163,15 +156,17 @@ class TrainerClient(Client):
         """Send one store's new transitions; returns what forbade it, unless ``strict``."""
         self.last_error = None
         try:
-            if self._stopping.is_set():
-                raise Closed(f"this client of {self._keys.name} was stopped")
+            self._check_usable()
             with self._update_lock:
                 self._send(name, from_id, confirm, permit)
+            self._update_refrain.reset()
         except FALSE_ERRORS as error:
             self.last_error = error
             if self.strict:
                 raise
-            self._log.warning("update of store %r: %s", name, error)
+            if self._update_refrain.is_due(error):
+                note = self._update_refrain.note()
+                self._log.warning("update of store %r: %s%s", name, error, note)
         return self.last_error
 
     def _send(self, name: str, from_id: Any, confirm: bool, permit: Callable[[], None]) -> None:
@@ -180,7 +175,7 @@ class TrainerClient(Client):
         timeout_s = self.timeout_ms / 1000
         deadline = time.monotonic() + timeout_s
         outbox.send(timeout_s, self._chunk_meta(), permit)
-        while confirm and not outbox.is_applied(self._stream_channel, CONSUMER, 1.0):
+        while confirm and not outbox.is_applied(self._stream_channel, CONSUMER):
             if time.monotonic() > deadline:
                 raise RequestTimeout(f"confirmation of store {name!r}", timeout_s)
             if self._stopping.wait(CONFIRM_POLL_S):
@@ -212,8 +207,8 @@ class TrainerClient(Client):
 
         def read() -> Any:
             with self._update_lock:
-                outbox = self._known(name)
-                return outbox.applied_id(self._stream_channel, CONSUMER, self.timeout_ms / 1000)
+                self._stream_channel.be_back_within(self.timeout_ms / 1000)
+                return self._known(name).applied_id(self._stream_channel, CONSUMER)
 
         try:
             return self._softly(read)
@@ -223,24 +218,13 @@ class TrainerClient(Client):
             return None
 
     def start_async_update(self, interval: float = 10) -> None:
-        """Call ``update()`` every ``interval`` seconds in a thread, and once more at ``stop``."""
-        if self._async_update is not None and self._async_update.is_alive():
-            return
+        """Call ``update()`` every ``interval`` seconds in a thread, and once more at ``stop``.
 
-        def run() -> None:
-            while True:
-                try:
-                    self.update()
-                except EncodeError as error:
-                    self._log.error("%s", error)
-                except AgentlaceError as error:
-                    self._log.error("async update ends: %s", error)
-                    return
-                if self._async_stop.wait(interval):
-                    return
-
-        self._async_update = threading.Thread(target=run, name="async update", daemon=True)
-        self._async_update.start()
+        Raises:
+            Closed: after :meth:`stop`.
+        """
+        self._check_usable()
+        self._async_update.start(interval)
 
     # -- requests and networks -------------------------------------------------------------------
 
@@ -285,7 +269,11 @@ class TrainerClient(Client):
         What a trainer before the present one has left at the broker does not come: it may be
         of another run and not fit this one's agent. The callback runs in a thread of its own
         and gets a tree of its own.
+
+        Raises:
+            Closed: after :meth:`stop`.
         """
+        self._check_usable()
         receiver = WeightsReceiver(self._broker, self._keys, callback)
         began_ms = (self._server or {}).get("began_ms", 0)
         receiver.version = Version(began_ms, 0)
@@ -314,6 +302,15 @@ class TrainerClient(Client):
         """Transitions that were overwritten in their store before they could be sent."""
         return sum(outbox.lost for outbox in self._outboxes.values())
 
+    @property
+    def dropped(self) -> int:
+        """Transitions that made room at the broker before the trainer's store had them.
+
+        Only with ``Retention(when_full="drop_oldest")``. A trainer that reads at this very moment
+        may still get some of them; what it missed is in its ``counters()``.
+        """
+        return sum(outbox.producer.dropped for outbox in self._outboxes.values())
+
     # -- life ------------------------------------------------------------------------------------
 
     def _on_beat(self, channel: Channel) -> None:
@@ -329,11 +326,9 @@ class TrainerClient(Client):
         """
         if self._stopping.is_set():
             return
-        self._async_stop.set()
-        if self._async_update is not None:
-            self._async_update.join(GOODBYE_TIMEOUT_S)
+        self._async_update.stop(GOODBYE_TIMEOUT_S)
         if self._presence.is_running:
-            self._last_update(had_async=self._async_update is not None)
+            self._last_update(had_async=self._async_update.was_started)
         self._stopping.set()
         for receiver in self._receivers:
             receiver.stop()
@@ -348,8 +343,9 @@ class TrainerClient(Client):
         channel = self._stream_channel
         is_lost = channel.connects and not channel.is_connected
         if (had_async or pending) and not is_lost:
-            with contextlib.suppress(AgentlaceError):
-                self.update()
+            for name in self._outboxes:  # the last one is not counted against rate_limit
+                with contextlib.suppress(AgentlaceError):
+                    self._update(name, -1, False, lambda: None)
 
 
 class _RequestSettings:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from agentlace.data.data_store import take_after
+from agentlace.data.data_store import Taken, take_after
+from agentlace.errors import EncodeError
 from agentlace.transport.connection import Channel
 from agentlace.transport.producer import Producer
 
@@ -45,11 +47,32 @@ class Outbox:
             BrokerUnreachable, StoreFull, ActorReplaced: see :meth:`Producer.flush`.
             EncodeError: a transition may not travel and was left out; all others were sent.
         """
+        deadline = time.monotonic() + timeout_s
         self.producer.flush(timeout_s)
         taken = take_after(self.store, self._position)
         if not taken.rows and not taken.lost:
             return
         permit()
+        before = self.producer.number
+        try:
+            error = self._encode(taken, meta)
+        except BaseException:  # a Ctrl-C: what was not noted as taken comes again
+            if self._position != taken.last_id:
+                self.producer.untake(before)
+            raise
+        self.producer.flush(deadline - time.monotonic())
+        if error is not None:
+            raise error
+
+    def _encode(self, taken: Taken, meta: Mapping[str, Any]) -> EncodeError | None:
+        """Hand what was taken to the producer; returns why some of it may not travel."""
+        refused = None
+        try:
+            self.producer.take(taken.rows, meta)
+        except EncodeError as error:
+            refused = error
+        self._position = taken.last_id
+        self._remember(self.producer.number, taken.last_id)
         if taken.lost:
             self.lost += taken.lost
             log.warning(
@@ -59,12 +82,7 @@ class Outbox:
                 taken.lost,
                 self.lost,
             )
-        self._position = taken.last_id
-        try:
-            self.producer.take(taken.rows, meta)
-        finally:
-            self._remember(self.producer.number, taken.last_id)
-            self.producer.flush(timeout_s)
+        return refused
 
     def _remember(self, number: int, row_id: Any) -> None:
         self._sent.append((number, row_id))
@@ -77,13 +95,13 @@ class Outbox:
         if isinstance(row_id, int) and isinstance(self._position, int):
             self._position = max(self._position, row_id)
 
-    def applied_id(self, channel: Channel, consumer: str, timeout_s: float) -> Any:
+    def applied_id(self, channel: Channel, role: str) -> Any:
         """Return the ID of this client's last row that a consumer has applied, -1 before any."""
-        number = self.producer.applied(channel, consumer, timeout_s)
+        number = self.producer.applied(channel, role)
         while self._sent and self._sent[0][0] <= number:
             self._applied_id = self._sent.popleft()[1]
         return self._applied_id
 
-    def is_applied(self, channel: Channel, consumer: str, timeout_s: float) -> bool:
+    def is_applied(self, channel: Channel, role: str) -> bool:
         """Whether a consumer has applied everything that was sent."""
-        return self.producer.applied(channel, consumer, timeout_s) >= self.producer.number
+        return self.producer.applied(channel, role) >= self.producer.number

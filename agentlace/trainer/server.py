@@ -14,13 +14,14 @@ from agentlace.errors import UnknownRequest
 from agentlace.service import Server
 from agentlace.transport.connection import Broker, Channel
 from agentlace.transport.consumer import Consumer
+from agentlace.transport.cursor import Lease
 from agentlace.transport.streams import Retention, StreamId
 from agentlace.transport.weights_publisher import WeightsPublisher
 
 log = logging.getLogger(__name__)
 
 CONSUMER = "trainer"
-"""Name under which the trainer's cursors are published."""
+"""Role of the trainer among the consumers of a stream."""
 
 DataCallback = Callable[[str, dict[str, Any]], Any]
 """Called with a store's name and ``{"data": transitions, "last_id": int}`` after insertion."""
@@ -75,13 +76,13 @@ class TrainerServer(Server):
             retention: how much the broker keeps of its streams.
         """
         with self._life:
+            old = self._consumers.pop(name, None)
+            if old is not None:
+                old.stop()
             self._stores[name] = data_store
             self._retention[name] = retention or Retention()
             self._positions[name] = {}
             if self._presence is not None:
-                old = self._consumers.pop(name, None)
-                if old is not None:
-                    old.stop()
                 self._consume(name, self._connected())
                 self._presence.info.update(self._offers())
                 self._presence.beat()
@@ -108,10 +109,13 @@ class TrainerServer(Server):
 
         Raises:
             EncodeError: a value in it may not travel.
+            AlreadyServed: another trainer has taken over.
+            Closed: after :meth:`stop`, before :meth:`start`.
         """
+        broker = self._connected()
         with self._publisher_lock:
             if self._publisher is None:
-                self._publisher = WeightsPublisher(self._connected(), self._keys)
+                self._publisher = WeightsPublisher(broker, self._keys)
             publisher = self._publisher
         return publisher.publish(payload)
 
@@ -142,23 +146,32 @@ class TrainerServer(Server):
             self._consume(name, broker)
 
     def _consume(self, name: str, broker: Broker) -> None:
-        def apply(actor: str, chunk: Chunk, last: StreamId) -> Refusals:
-            return self._insert(name, chunk, last)
+        assert self._presence is not None
+        store, positions = self._stores[name], self._positions[name]
+        lease = Lease(self._keys.server, self._presence.info["token"])
 
-        positions = self._positions[name]
-        consumer = Consumer(broker, self._keys, name, apply, CONSUMER, positions)
+        def apply(actor: str, chunk: Chunk, last: StreamId) -> Refusals:
+            return put(store, chunk)
+
+        def tell(actor: str, chunk: Chunk, last: StreamId, refused: Refusals) -> None:
+            self._tell(name, chunk, last, refused)
+
+        on_applied = None if self._data_callback is None else tell
+        consumer = Consumer(
+            *(broker, self._keys, name, apply, f"{CONSUMER}:{lease.token}", positions),
+            lease=lease,
+            on_applied=on_applied,
+        )
         self._consumers[name] = consumer
         consumer.start()
 
-    def _insert(self, name: str, chunk: Chunk, last: StreamId) -> Refusals:
-        refusals = put(self._stores[name], chunk)
-        if self._data_callback is not None:
-            rows = [row for i, row in enumerate(chunk.rows()) if i not in refusals]
-            try:
-                self._data_callback(name, {"data": rows, "last_id": last.number})
-            except Exception:
-                log.exception("the data_callback for store %r raised", name)
-        return refusals
+    def _tell(self, name: str, chunk: Chunk, last: StreamId, refused: Refusals) -> None:
+        assert self._data_callback is not None
+        rows = [row for i, row in enumerate(chunk.rows()) if i not in refused]
+        try:
+            self._data_callback(name, {"data": rows, "last_id": last.number})
+        except (Exception, SystemExit):  # an exit would end this store's thread, and be all
+            log.exception("the data_callback for store %r raised", name)
 
     def _on_beat(self, channel: Channel) -> None:
         if self._publisher is not None:
@@ -171,7 +184,6 @@ class TrainerServer(Server):
         they are being given; a network that waits is sent; the presence key is removed.
         """
         super().stop()
-        self._stop_workers()
 
     def _stop_workers(self) -> None:
         consumers, self._consumers = self._consumers, {}

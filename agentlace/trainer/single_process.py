@@ -67,6 +67,16 @@ class TrainerSMInterface:
         """Seconds since the newest network was published."""
         return time.monotonic() - self._newest[2] if self._newest and self._delivered else None
 
+    @property
+    def lost(self) -> int:
+        """Transitions that were lost on their way: none, the store is shared."""
+        return 0
+
+    @property
+    def dropped(self) -> int:
+        """Transitions that made room for others on their way: none, the store is shared."""
+        return 0
+
     def register_request_callback(self, callback: Callable[[str, Any], Any]) -> None:
         """Answer requests with ``callback(type, payload)``."""
         self._request_callback = callback

@@ -16,7 +16,10 @@
     request_server.py       act, obs, call, request: the server's end
     streams.py              transitions: what both ends share
     producer.py             transitions: the actor's end
+    recent.py               transitions: what a broker that was killed may forget
+    room.py                 transitions: the budget of an actor's stream
     consumer.py             transitions: the trainer's and the recorders' end
+    cursor.py               transitions: where a consumer stands, and that others know it
     weights.py              networks: the manifest
     weights_publisher.py    networks: the trainer's end
     weights_receiver.py     networks: the actor's end

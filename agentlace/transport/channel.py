@@ -7,6 +7,7 @@ again after its connection was lost.
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import socket
 import struct
@@ -29,8 +30,22 @@ SLICE_S = 1.0
 """Blocking reads wait no longer than this at a time, so that a dead broker is noticed."""
 MARGIN_S = 2.0
 """An answer that is so much later than it could be counts as a lost connection."""
+LEAST_S = 0.5
+"""However soon its owner's deadline, an answer of the broker is awaited for so long."""
 PATIENCE_S = 10.0
 """An answer that its asker no longer waits for may be so late before the connection is lost."""
+
+
+_process = [0]
+"""Changes in a child process: the connections of its parent are not its own."""
+
+
+def _note_fork() -> None:
+    _process[0] += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
 
 
 class Link:
@@ -47,7 +62,7 @@ class Link:
         self.reader = reader
         self.client_id = client_id
         self.disconnect = disconnect
-        self._is_plain = type(sock) is socket.socket
+        self._is_plain = type(sock) is socket.socket and os.name == "posix"
         self._limit_s: float | None = None
         if self._is_plain:
             sock.settimeout(None)
@@ -69,7 +84,13 @@ class Link:
 class Channel:
     """One connection to the broker, for one thread (or under its owner's lock).
 
-    Only :meth:`unblock`, :meth:`interrupt` and :meth:`close` may be called from other threads.
+    Only :meth:`unblock`, :meth:`interrupt` and :meth:`close` may be called from other threads,
+    and none from a child process.
+
+    Attributes:
+        timeout_s: how long a read or write may take before the connection counts as lost, where
+            a call does not say otherwise.
+        connect_timeout_s: the same for an attempt to connect.
     """
 
     slice_s = SLICE_S
@@ -77,6 +98,7 @@ class Channel:
     def __init__(self, broker: Broker, connect_timeout_s: float = CONNECT_TIMEOUT_S) -> None:
         self.broker = broker
         self.connect_timeout_s = connect_timeout_s
+        self.timeout_s = connect_timeout_s
         self.connects = 0
         self._link: Link | None = None
         self._owed = 0
@@ -86,13 +108,23 @@ class Channel:
         self._guard = threading.Lock()
         self._closed = False
         self._interrupts = 0
+        self._made_in = _process[0]
 
     @property
     def is_connected(self) -> bool:
         """Whether there is a connection, as far as is known."""
         return self._link is not None
 
-    def call(self, *command: resp.Argument, timeout_s: float = CONNECT_TIMEOUT_S) -> Reply:
+    def be_back_within(self, seconds: float) -> None:
+        """Bound what follows by an owner's deadline, but leave it LEAST_S at least.
+
+        A first connection takes its own time: programs have deadlines of 5 ms.
+        """
+        self.timeout_s = max(seconds, LEAST_S)
+        if self.connects:
+            self.connect_timeout_s = self.timeout_s
+
+    def call(self, *command: resp.Argument, timeout_s: float | None = None) -> Reply:
         """Send one command and return its reply.
 
         Raises:
@@ -101,14 +133,12 @@ class Channel:
         """
         return self.checked(self.exchange([command], timeout_s=timeout_s))[0]
 
-    def exchange(
-        self, commands: Sequence[Command], timeout_s: float = CONNECT_TIMEOUT_S
-    ) -> list[Reply]:
+    def exchange(self, commands: Sequence[Command], timeout_s: float | None = None) -> list[Reply]:
         """Send commands in one write and return their replies; refusals are returned, not raised.
 
         Args:
             commands: each a sequence of arguments.
-            timeout_s: how long each read or write may take before the connection counts as lost.
+            timeout_s: as the attribute.
 
         Raises:
             BrokerUnreachable: no connection, or it was lost; the commands may have been executed.
@@ -127,7 +157,7 @@ class Channel:
                 raise error
         return replies
 
-    def send(self, commands: Sequence[Command], timeout_s: float = CONNECT_TIMEOUT_S) -> None:
+    def send(self, commands: Sequence[Command], timeout_s: float | None = None) -> None:
         """Send commands in one write, without waiting for their replies."""
         self.connect()
         while self._owed > 0:
@@ -135,19 +165,19 @@ class Channel:
         self._owed, self._asked = len(commands), time.monotonic()
         self._write(commands, timeout_s)
 
-    def _write(self, commands: Sequence[Command], timeout_s: float) -> None:
+    def _write(self, commands: Sequence[Command], timeout_s: float | None) -> None:
         link, buffers = self._current(), resp.pack(commands)
         try:
-            link.limit(timeout_s)
+            link.limit(self.timeout_s if timeout_s is None else timeout_s)
             resp.write(link.sock, buffers)
         except BaseException as error:
             self._give_up(error)
 
-    def receive(self, timeout_s: float = CONNECT_TIMEOUT_S) -> Reply:
+    def receive(self, timeout_s: float | None = None) -> Reply:
         """Return the next reply."""
         link = self._current()
         try:
-            link.limit(timeout_s)
+            link.limit(self.timeout_s if timeout_s is None else timeout_s)
             reply = link.reader.read()
         except BaseException as error:
             self._give_up(error)
@@ -195,9 +225,16 @@ class Channel:
     def connect(self) -> None:
         """Connect if there is no connection.
 
+        Raises:
+            BrokerUnreachable, BrokerAuthFailed: it fails.
+            Closed: after :meth:`close`, or in a child of the process that made this channel: both
+                would read from one stream of replies.
+
         Right after a failed attempt the same error is raised again without a new one: pauses
         between attempts grow from 50 ms to 1 s.
         """
+        if self._made_in != _process[0]:
+            raise Closed("this connection was made before a fork: make a new one in this process")
         if self._link is not None:
             return
         interrupts = self._interrupts

@@ -76,7 +76,10 @@ def _mapped_reply(code: str, text: str, url: BrokerURL) -> AgentlaceError:
     if code in _RETRY_CODES:
         return BrokerUnreachable(str(url), text)
     if code in _FULL_CODES:
-        return StoreFull(f"the broker at {url} has no room: {text}")
+        return StoreFull(
+            f"the broker at {url} has no room ({text}): start or speed up the consumers of its "
+            "streams, or raise its maxmemory"
+        )
     return Refused(code, text)
 
 
@@ -130,11 +133,11 @@ class Broker:
         """
         try:
             connection = self._connected(timeout_s)
-            sock = connection._sock
-            if sock.family == getattr(socket, "AF_UNIX", None):
-                for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-                    sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
-            return Link(sock, ReplyReader(sock), _client_id(connection), connection.disconnect)
+            try:
+                return _linked(connection)
+            except BaseException:
+                connection.disconnect()
+                raise
         except Exception as error:
             raise self.mapped(error) from error
 
@@ -190,20 +193,29 @@ class Broker:
         It halves the latency. That it is the same server is told by its run ID, since a path
         may also belong to another machine's or container's server.
         """
-        candidate = None
+        candidate, other = None, connection
         try:
             path = _told_socket_path(connection)
             candidate = self._connect(path, timeout_s) if path else None
             if candidate and _run_id(candidate) == _run_id(connection):
-                connection.disconnect()
                 with self._lock:
                     self._socket_path = path
-                return candidate
+                candidate, other = other, candidate
         except (redis.RedisError, OSError):
             connection.connect()  # if it was lost by asking
-        if candidate:
-            candidate.disconnect()
-        return connection
+        finally:
+            if candidate:
+                candidate.disconnect()
+        return other
+
+
+def _linked(connection: Connection) -> Link:
+    """Return a connection's link, with large buffers where the kernel gives them for nothing."""
+    sock = connection._sock
+    if sock.family == getattr(socket, "AF_UNIX", None):
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
+    return Link(sock, ReplyReader(sock), _client_id(connection), connection.disconnect)
 
 
 def _told_socket_path(connection: Connection) -> str:

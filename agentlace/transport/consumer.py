@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from agentlace import codec
-from agentlace.errors import AgentlaceError, Closed, DecodeError
+from agentlace.errors import AgentlaceError, AlreadyServed, Closed, DecodeError
 from agentlace.transport.backoff import Backoff
 from agentlace.transport.connection import MARGIN_S, Broker
+from agentlace.transport.cursor import Cursor, Lease
 from agentlace.transport.keys import ORPHAN_MS, ServiceKeys
 from agentlace.transport.streams import START, StreamId, cursors, forget_if_read, newest_id
 
@@ -24,12 +25,14 @@ BATCH_BYTES = 32 << 20
 ACTORS_POLL_S = 2.0
 """How often the set of actors is read, beside being told of arrivals."""
 JOIN_TIMEOUT_S = 5.0
+GOODBYE_TIMEOUT_S = 1.0
 
-Apply = Callable[[str, codec.Chunk, StreamId], Mapping[int, Exception] | None]
+Apply = Callable[[str, codec.Chunk, StreamId], dict[int, Exception] | None]
 """Called with the actor, the new transitions and the ID of the last of them.
 
 Returns those that were refused, by their number in the chunk, with the reason.
 """
+OnApplied = Callable[[str, codec.Chunk, StreamId, dict[int, Exception]], None]
 
 
 class Consumer:
@@ -43,6 +46,8 @@ class Consumer:
         name: of this consumer; its cursors are published under it.
         positions: last applied ID per actor, kept with the data that they describe. They are
             updated in place right after ``apply``.
+        lease: as for :class:`Cursor`.
+        on_applied: called with the same, and with what was refused, once the position has moved.
     """
 
     def __init__(
@@ -53,33 +58,32 @@ class Consumer:
         apply: Apply,
         name: str,
         positions: dict[str, StreamId],
+        lease: Lease | None = None,
+        on_applied: OnApplied | None = None,
     ) -> None:
         self._service = keys
         self._keys = keys.store(store)
         self._apply = apply
-        self._name = name
-        self.positions = positions
+        self._on_applied = on_applied
         self._channel = broker.channel()
+        self._cursor = Cursor(self._channel, self._keys, name, positions, lease)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._actors: set[str] = set(positions)
         self._joined = "0"
         self._entries = 1
-        self._moved: dict[str, StreamId] = {}
         self.applied = 0
         self.gaps = 0
         self.rejected = 0
 
-    def register(self) -> None:
-        """Make this consumer known, so that nothing that it has not read is trimmed.
+    @property
+    def positions(self) -> dict[str, StreamId]:
+        """Return the last applied ID per actor."""
+        return self._cursor.positions
 
-        Also publishes where it stands: from the start, if its store is empty.
-        """
-        cursor = self._keys.cursor(self._name)
-        commands: list[Any] = [("SADD", self._keys.consumers, self._name), ("DEL", cursor)]
-        for actor, position in self.positions.items():
-            commands.append(("HSET", cursor, actor, str(position)))
-        self._channel.checked(self._channel.exchange(commands))
+    def register(self) -> None:
+        """Make this consumer known, so that nothing that it has not read is trimmed."""
+        self._cursor.register()
 
     def start(self) -> None:
         """Register and begin to read, in a thread of its own."""
@@ -95,20 +99,21 @@ class Consumer:
             try:
                 self._channel.connect()
                 if self._channel.connects != connects:
-                    self.register()
+                    self._cursor.register()
                     self._joined = str(newest_id(self._channel, self._keys.joined))
                     connects, next_poll = self._channel.connects, 0.0
                 if time.monotonic() > next_poll:
+                    self._cursor.keep_registered()
                     self._poll_actors()
                     next_poll = time.monotonic() + ACTORS_POLL_S
                 self._read()
                 backoff.reset()
-            except Closed:
+            except (Closed, AlreadyServed):
                 return
             except (AgentlaceError, ValueError) as error:
                 if backoff.is_news(error) and not self._stop.is_set():
                     log.warning("store %r waits for the broker: %s", self._keys.name, error)
-                self._moved = dict(self.positions)
+                self._cursor.forget_what_was_published()
                 self._stop.wait(backoff.next_s())
 
     def _read(self) -> None:
@@ -117,10 +122,11 @@ class Consumer:
         actors = sorted(self._actors)
         streams = [self._keys.joined, *(self._keys.stream(actor) for actor in actors)]
         ids = [self._joined, *(str(self.positions.get(actor, START)) for actor in actors)]
-        block_ms = int(1000 * channel.slice_s)
-        read: Any = ("XREAD", "COUNT", self._entries, "BLOCK", block_ms, "STREAMS", *streams, *ids)
-        commands = [*self._publish(), read]
-        *_, reply = channel.checked(channel.exchange(commands, channel.slice_s + MARGIN_S))
+        block_ms, count = int(1000 * channel.slice_s), self._count(len(actors))
+        read: Any = ("XREAD", "COUNT", count, "BLOCK", block_ms, "STREAMS", *streams, *ids)
+        commands = [*self._cursor.commands(), read]
+        *published, reply = channel.exchange(commands, channel.slice_s + MARGIN_S)
+        channel.checked([reply])
         self._adapt(reply or ())
         by_key = {self._keys.stream(actor).encode(): actor for actor in actors}
         for key, entries in reply or ():
@@ -129,8 +135,14 @@ class Consumer:
                     if self._stop.is_set():
                         return
                     self._take(by_key[bytes(key)], StreamId.parse(entry_id), fields)
+                    self._cursor.publish(is_urgent=False)
             else:
                 self._join(entries)
+        self._cursor.check(published)
+
+    def _count(self, actors: int) -> int:
+        """Return how many chunks of each actor to fetch: with many actors, fewer of each."""
+        return max(1, min(self._entries, BATCH_ENTRIES // max(1, actors)))
 
     def _adapt(self, reply: Any) -> None:
         """Fetch more at a time if the chunks are small, fewer if they are large."""
@@ -139,14 +151,6 @@ class Consumer:
             self._entries = max(1, self._entries // 2)
         else:
             self._entries = min(BATCH_ENTRIES, 2 * self._entries)
-
-    def _publish(self) -> list[Any]:
-        """Return the command that publishes the cursors that have moved."""
-        moved, self._moved = self._moved, {}
-        if not moved:
-            return []
-        pairs = [part for actor, position in moved.items() for part in (actor, str(position))]
-        return [("HSET", self._keys.cursor(self._name), *pairs)]
 
     def _join(self, entries: list[Any]) -> None:
         for entry_id, fields in entries:
@@ -158,6 +162,8 @@ class Consumer:
         position = self.positions.get(actor, START)
         if entry <= position:
             return
+        refusals: dict[int, Exception] = {}
+        chunk = None
         try:
             values = dict(zip(map(bytes, fields[::2]), fields[1::2], strict=True))
             first, chunk = int(bytes(values[b"first"])), codec.decode_chunk(values[b"chunk"])
@@ -168,13 +174,15 @@ class Consumer:
             self.applied += chunk.n - len(refusals)
             if refusals:
                 self._reject(actor, entry, len(refusals), next(iter(refusals.values())))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             known = position.number if entry.incarnation == position.incarnation else 0
             self._reject(actor, entry, entry.number - known, error)
-        self.positions[actor] = self._moved[actor] = entry
+            chunk = None
+        self._cursor.move(actor, entry)
+        if chunk is not None and self._on_applied is not None:
+            self._on_applied(actor, chunk, entry, refusals)
 
-    def _reject(self, actor: str, entry: StreamId, count: int, reason: Exception) -> None:
-        self.rejected += count
+    def _reject(self, actor: str, entry: StreamId, count: int, reason: BaseException) -> None:
         log.error(
             "store %r rejected %d transitions of actor %r, of chunk %s: %s",
             self._keys.name,
@@ -183,6 +191,7 @@ class Consumer:
             entry,
             reason,
         )
+        self.rejected += count
 
     def _without_known(
         self, actor: str, position: StreamId, entry: StreamId, first: int, chunk: codec.Chunk
@@ -192,7 +201,8 @@ class Consumer:
         if first > expected and position != START:
             self.gaps += first - expected
             log.warning(
-                "store %r: %d transitions of actor %r before %s are lost (trimmed unread)",
+                "store %r: %d transitions of actor %r before %s are lost: dropped unread, or the "
+                "broker came back without them",
                 self._keys.name,
                 first - expected,
                 actor,
@@ -206,8 +216,7 @@ class Consumer:
         found = {bytes(actor).decode() for actor in channel.call("SMEMBERS", self._keys.actors)}
         closed = {bytes(actor).decode() for actor in channel.call("SMEMBERS", self._keys.closed)}
         self._actors = found
-        for command in self._publish():
-            channel.call(*command)
+        self._cursor.publish()
         for actor in found:
             if actor in closed:
                 if forget_if_read(channel, self._keys, actor):
@@ -230,11 +239,12 @@ class Consumer:
     def stop(self) -> None:
         """Stop reading, publish the last cursors, and tidy up after actors that are gone.
 
-        A chunk that is being applied may finish first (JOIN_TIMEOUT_S).
+        A chunk that is being applied may finish first (JOIN_TIMEOUT_S), unless it is its own
+        thread that stops it.
         """
         self._stop.set()
         thread, self._thread = self._thread, None
-        if thread is not None:
+        if thread is not None and thread is not threading.current_thread():
             self._channel.interrupt()
             thread.join(JOIN_TIMEOUT_S)
             if thread.is_alive():
@@ -245,7 +255,11 @@ class Consumer:
 
     def _say_goodbye(self) -> None:
         self._channel.disconnect()
+        self._channel.be_back_within(GOODBYE_TIMEOUT_S)
         try:
+            self._cursor.keep_registered()
             self._poll_actors()
+        except AlreadyServed:
+            pass  # its successor tidies up
         except AgentlaceError as error:
             log.warning("store %r could not publish its cursors: %s", self._keys.name, error)

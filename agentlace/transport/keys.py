@@ -24,7 +24,9 @@ al:{ns:trainer:port:store}:consumers     set       one per consumer             
 al:{ns:trainer:port:store}:cursor:<c>    hash      one field per actor             never
 al:{ns:trainer:port:store}:stream:<a>    stream    the store's retention budget    ORPHAN_MS
                                                                                    after its
-                                                                                   actor is gone
+                                                                                   actor vanished;
+                                                                                   empty, FENCE_MS
+                                                                                   after a goodbye
 =======================================  ========  ==============================  =============
 """
 
@@ -49,6 +51,8 @@ They are of the network before it, or of one that was never announced (its train
 """
 ORPHAN_MS = 600_000
 """A stream that all consumers have read is kept for so long after its actor vanished."""
+FENCE_MS = 24 * 3600 * 1000
+"""An empty stream is kept for so long: its newest ID keeps a zombie of its actor out."""
 JOINED_MAX = 1_000
 """Arrivals of actors that are remembered as wake-ups for consumers."""
 

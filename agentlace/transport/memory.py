@@ -10,7 +10,7 @@ from typing import Any
 from agentlace.codec import Frame
 from agentlace.errors import MissingExtra
 from agentlace.transport import resp
-from agentlace.transport.channel import CONNECT_TIMEOUT_S, Channel, Link
+from agentlace.transport.channel import Channel, Link
 from agentlace.transport.resp import Command, ErrorReply, Reply
 
 _servers: dict[str, Any] = {}
@@ -46,7 +46,7 @@ class MemoryChannel(Channel):
             raise self.broker.mapped(error) from error
         return Link(connection, connection, None, lambda: _disconnect(connection))
 
-    def _write(self, commands: Sequence[Command], timeout_s: float) -> None:
+    def _write(self, commands: Sequence[Command], timeout_s: float | None) -> None:
         connection = self._current().sock
         try:
             for command in commands:
@@ -54,7 +54,7 @@ class MemoryChannel(Channel):
         except BaseException as error:
             self._give_up(error)
 
-    def receive(self, timeout_s: float = CONNECT_TIMEOUT_S) -> Reply:
+    def receive(self, timeout_s: float | None = None) -> Reply:
         """Return the next reply of the commands that were executed."""
         import redis
 

@@ -113,7 +113,8 @@ class Presence:
         info: what :func:`describe` returned; changes to it go out with the next beat.
         seen: key that keeps the last beat after the node is gone, for servers.
         on_beat: further work for each beat, on the heartbeat's own channel and thread.
-        on_replaced: called once, from the heartbeat's thread, if another server has taken over.
+        on_replaced: called once, from the heartbeat's thread, if another server has taken over,
+            with the error that its publishing raises from then on.
     """
 
     def __init__(
@@ -123,7 +124,7 @@ class Presence:
         info: Info,
         seen: str | None = None,
         on_beat: Callable[[Channel], None] | None = None,
-        on_replaced: Callable[[], None] | None = None,
+        on_replaced: Callable[[AlreadyServed], None] | None = None,
     ) -> None:
         self._broker = broker
         self._key = key
@@ -204,14 +205,10 @@ class Presence:
         if self.replaced.is_set():
             return
         self.replaced.set()
-        log.error(
-            "%s is now served by %s pid %s: this server ends",
-            self.info["name"],
-            peer["host"],
-            peer["pid"],
-        )
+        error = self._already_served(peer)
+        log.error("this server ends: %s", error)
         if self._on_replaced:
-            self._on_replaced()
+            self._on_replaced(error)
 
     @property
     def is_running(self) -> bool:

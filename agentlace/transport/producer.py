@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from agentlace import codec
@@ -16,9 +16,11 @@ from agentlace.errors import (
     BrokerAuthFailed,
     BrokerUnreachable,
     EncodeError,
+    StoreFull,
 )
 from agentlace.transport.connection import Channel, Refused
 from agentlace.transport.keys import JOINED_MAX, StoreKeys
+from agentlace.transport.recent import Recent, Sent
 from agentlace.transport.resp import ErrorReply
 from agentlace.transport.room import Room
 from agentlace.transport.streams import (
@@ -28,6 +30,7 @@ from agentlace.transport.streams import (
     cursors,
     forget_if_read,
     newest_id,
+    role_of,
 )
 
 log = logging.getLogger(__name__)
@@ -35,19 +38,6 @@ log = logging.getLogger(__name__)
 CHUNK_MAX_ROWS = 4096
 CHUNK_MAX_BYTES = 8 << 20
 """A larger batch is split; a consumer's memory and the time it holds its store are bounded."""
-FORGETFUL_S = 3.0
-"""A broker that is killed may have forgotten what it confirmed so shortly before (everysec)."""
-RECENT_MAX_BYTES = 64 << 20
-"""No more than this is kept for a broker that forgets."""
-
-
-@dataclass
-class _Chunk:
-    first: int
-    last: int
-    frame: codec.Frame
-    was_sent: bool = False
-    confirmed: float = 0.0
 
 
 class Producer:
@@ -58,8 +48,8 @@ class Producer:
     and goes first in the next call.
 
     A broker that writes a log answers before the log is on disk, and with ``everysec`` for up
-    to two seconds even before it is written. What was confirmed in the last FORGETFUL_S is kept
-    here, and sent again if the broker was killed and has come back without it.
+    to two seconds even before it is written. What was confirmed shortly before is kept (Recent),
+    and sent again if the broker was killed and has come back without it.
 
     Args:
         channel: for the stream's commands; may be shared with the client's other streams.
@@ -81,8 +71,8 @@ class Producer:
         self._beat_connects = 0
         self._in_doubt = False
         self._is_logged = False
-        self._recent: deque[_Chunk] = deque()
-        self.pending: deque[_Chunk] = deque()
+        self._recent = Recent()
+        self.pending: deque[Sent] = deque()
         self.number = 0
 
     @property
@@ -104,6 +94,12 @@ class Producer:
             log.error("%d transitions of store %r may not travel", len(errors), self._keys.name)
             raise errors[0]
 
+    def untake(self, number: int) -> None:
+        """Give back what was taken after this number, unsent."""
+        while self.pending and self.pending[-1].first > number:
+            self.pending.pop()
+        self.number = number
+
     def _take_split(
         self, rows: list[Any], meta: Mapping[str, Any], errors: list[EncodeError]
     ) -> None:
@@ -121,7 +117,7 @@ class Producer:
             self._take_split(rows[middle:], meta, errors)
             return
         first, self.number = self.number + 1, self.number + len(rows)
-        self.pending.append(_Chunk(first, self.number, frame))
+        self.pending.append(Sent(first, self.number, frame))
 
     def flush(self, timeout_s: float) -> None:
         """Send what is pending; blocks until the broker has it, at most ``timeout_s``.
@@ -135,12 +131,15 @@ class Producer:
             ActorReplaced: a newer process uses this actor's identity.
         """
         deadline = time.monotonic() + timeout_s
+        self._channel.be_back_within(timeout_s)
         while self.pending or self._in_doubt:
             self._channel.settle(max(deadline - time.monotonic(), 0.0))
             self._meet_broker()
             if self.pending:
                 self._confirm(self.pending[0], deadline)
-                self._remember(self.pending.popleft())
+                confirmed = self.pending.popleft()
+                if self._is_logged:
+                    self._recent.keep(confirmed)
 
     def _meet_broker(self) -> None:
         """Begin an incarnation, or look what a broker that was lost meanwhile still has."""
@@ -155,7 +154,8 @@ class Producer:
                 self._open()
             else:
                 self._take_back()
-            self._is_logged = _is_logged(channel)
+            self._is_logged = b"aof_enabled:1" in _info(channel, "persistence")
+            self._room.limit_bytes = _maxmemory(_info(channel, "memory")) // 2
         except BaseException:
             self._in_doubt = True
             raise
@@ -189,12 +189,11 @@ class Producer:
         there = newest.number if newest.incarnation == self._incarnation else 0
         if newest.incarnation > self._incarnation:
             return  # the next chunk will be refused
-        lost = [chunk for chunk in self._recent if chunk.last > there]
+        lost = self._recent.take_after(there)
         if lost:
             log.warning("store %r: the broker has forgotten %d chunks", self._keys.name, len(lost))
             self.register(self._channel)
             self._room.forget_after(newest)
-            self._recent = deque(chunk for chunk in self._recent if chunk.last <= there)
             self.pending.extendleft(reversed(lost))
 
     def register(self, channel: Channel) -> None:
@@ -215,16 +214,25 @@ class Producer:
             channel.call(*arrival, "actor", self._actor)
         self._room.share_with(int(actors))
 
-    def _confirm(self, chunk: _Chunk, deadline: float) -> None:
+    def _confirm(self, chunk: Sent, deadline: float) -> None:
         """Return when the broker has the chunk: stored by this or by an earlier attempt."""
         assert self._incarnation is not None
         chunk_id = StreamId(self._incarnation, chunk.last)
         if not (chunk.was_sent and self._is_stored(chunk_id)):
             self._room.make(chunk.frame.nbytes, deadline)
-            self._append(chunk, chunk_id, deadline)
+            self._append_in_time(chunk, chunk_id, deadline)
         self._room.keep(chunk_id, chunk.last - chunk.first + 1, chunk.frame.nbytes)
 
-    def _append(self, chunk: _Chunk, chunk_id: StreamId, deadline: float) -> None:
+    def _append_in_time(self, chunk: Sent, chunk_id: StreamId, deadline: float) -> None:
+        """Append to the stream, making room in a broker that is full."""
+        while True:
+            try:
+                return self._append(chunk, chunk_id, deadline)
+            except StoreFull:
+                if not self._room.relieve(chunk.frame.nbytes, deadline):
+                    raise
+
+    def _append(self, chunk: Sent, chunk_id: StreamId, deadline: float) -> None:
         channel = self._channel
         chunk.was_sent = True
         channel.send(
@@ -254,21 +262,16 @@ class Producer:
             )
         return newest >= chunk_id
 
-    def _remember(self, chunk: _Chunk) -> None:
-        """Keep a copy of a confirmed chunk for as long as the broker may forget it."""
-        if not self._is_logged:
-            return
-        now, size = time.monotonic(), chunk.frame.nbytes
-        copy = codec.Frame([chunk.frame.copy()], size)  # its arrays may change from now on
-        self._recent.append(_Chunk(chunk.first, chunk.last, copy, confirmed=now))
-        size = sum(kept.frame.nbytes for kept in self._recent)
-        while now - self._recent[0].confirmed > FORGETFUL_S or size > RECENT_MAX_BYTES:
-            size -= self._recent.popleft().frame.nbytes
+    def applied(self, channel: Channel, role: str) -> int:
+        """Return the number of the last transition that a consumer has applied; 0 before any.
 
-    def applied(self, channel: Channel, consumer: str, timeout_s: float) -> int:
-        """Return the number of the last transition that a consumer has applied; 0 before any."""
-        reply = channel.call("HGET", self._keys.cursor(consumer), self._actor, timeout_s=timeout_s)
-        position = START if reply is None else StreamId.parse(reply)
+        Args:
+            channel: to ask on.
+            role: what the consumer is; the one that registered last counts.
+        """
+        positions = cursors(channel, self._keys, self._actor)
+        mine = [p for name, p in positions.items() if role_of(name) == role]
+        position = max(mine, default=START)
         return position.number if position.incarnation == self._incarnation else 0
 
     def beat(self, channel: Channel) -> None:
@@ -289,14 +292,21 @@ class Producer:
         except AgentlaceError as error:
             log.warning("store %r: not all was sent at the end: %s", self._keys.name, error)
         mine, self._incarnation = self._incarnation, None  # no heartbeat takes the goodbye back
-        if newest_id(channel, self._stream, timeout_s).incarnation <= mine:  # else it is another's
-            channel.call("SADD", self._keys.closed, self._actor, timeout_s=timeout_s)
+        channel.be_back_within(timeout_s)
+        if newest_id(channel, self._stream).incarnation <= mine:  # else it is another's
+            channel.call("SADD", self._keys.closed, self._actor)
             forget_if_read(channel, self._keys, self._actor)
 
 
-def _is_logged(channel: Channel) -> bool:
-    """Whether the broker writes a log; if nobody may ask, it is taken for one that does not."""
+def _info(channel: Channel, section: str) -> bytes:
+    """Return what the broker says of itself; nothing if this user may not ask."""
     try:
-        return b"aof_enabled:1" in bytes(channel.call("INFO", "persistence"))
+        return bytes(channel.call("INFO", section))
     except (BrokerAuthFailed, Refused):
-        return False
+        return b""
+
+
+def _maxmemory(info: bytes) -> int:
+    """Return the broker's limit of memory in bytes; 0 if there is none."""
+    found = re.search(rb"maxmemory:(\d+)", info)
+    return int(found[1]) if found else 0

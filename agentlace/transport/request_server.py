@@ -23,7 +23,9 @@ REQUEST, REPLY = "request", "reply"
 AT_MOST_ONCE = frozenset({"act", "request"})
 """Kinds of request that are never executed twice; all others are pure and may be."""
 REMEMBERED_CALLERS = 256
-"""Of so many callers the last reply is remembered."""
+"""Of so many callers the last replies are remembered."""
+REMEMBERED_REPLIES = 4
+"""So many of each: a caller may repeat one request while others of its threads go on."""
 JOIN_TIMEOUT_S = 5.0
 
 Handler = Callable[[str, str, Any], Any]
@@ -62,11 +64,6 @@ class _Request(NamedTuple):
         return f"{self.what} {self.name!r}"
 
 
-class _Remembered(NamedTuple):
-    request_id: str
-    reply: codec.Frame
-
-
 class RequestServer:
     """Answers a service's requests, one after the other, in one thread.
 
@@ -85,7 +82,7 @@ class RequestServer:
         self._channel = broker.channel()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._remembered: OrderedDict[str, _Remembered] = OrderedDict()
+        self._remembered: OrderedDict[str, OrderedDict[str, codec.Frame]] = OrderedDict()
         self.answered = 0
         self.expired = 0
 
@@ -149,9 +146,9 @@ class RequestServer:
         except AgentlaceError as error:
             log.error("%s dropped a request that it cannot read: %s", self._keys.name, error)
             return []
-        remembered = self._remembered.get(request.reply_key)
-        if remembered and remembered.request_id == request.id:
-            return self._commands(request, remembered.reply)
+        replies = self._remembered.get(request.reply_key)
+        if replies and request.id in replies:
+            return self._commands(request, replies[request.id])
         overdue_ms = self._broker.now_ms() - request.deadline_ms
         if overdue_ms > 0:
             self.expired += 1
@@ -182,15 +179,21 @@ class RequestServer:
         except EncodeError as error:
             log.error("the reply to %s may not travel: %s", request, error)
             return _failure(request, "EncodeError", f"its reply may not travel: {error}")
-        except Exception as error:
+        except (Exception, SystemExit) as error:
+            # An exit in a thread of its own would only leave a server that looks alive.
+            if isinstance(error, SystemExit) and self._thread is None:
+                raise
             log.error("the handler of %s raised:\n%s", request, traceback.format_exc())
             return _failure(request, type(error).__name__, str(error))
 
     def _remember(self, request: _Request, reply: codec.Frame) -> None:
         # The handler may change its arrays afterwards, so the reply is kept in bytes of its own.
         kept = codec.Frame([bytes(reply)], reply.nbytes)
-        self._remembered[request.reply_key] = _Remembered(request.id, kept)
+        replies = self._remembered.setdefault(request.reply_key, OrderedDict())
+        replies[request.id] = kept
         self._remembered.move_to_end(request.reply_key)
+        if len(replies) > REMEMBERED_REPLIES:
+            replies.popitem(last=False)
         if len(self._remembered) > REMEMBERED_CALLERS:
             self._remembered.popitem(last=False)
 

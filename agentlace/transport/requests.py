@@ -11,6 +11,8 @@ server refuses one, because it cannot know what was executed.
 
 from __future__ import annotations
 
+import itertools
+import math
 import threading
 import time
 import uuid
@@ -27,6 +29,7 @@ from agentlace.errors import (
     UnknownRequest,
 )
 from agentlace.transport.backoff import Backoff
+from agentlace.transport.channel import LEAST_S
 from agentlace.transport.connection import MARGIN_S, Broker
 from agentlace.transport.keys import ServiceKeys
 from agentlace.transport.request_server import REPLY, REQUEST, Handler, RequestServer
@@ -34,6 +37,7 @@ from agentlace.transport.resp import Command, Reply
 
 __all__ = ["Handler", "RequestClient", "RequestServer", "Ticket"]
 
+STEP_S = 0.25
 NO_SERVER = ""
 """What a repetition says if no server was known when its request was first sent."""
 
@@ -71,10 +75,12 @@ class RequestClient:
         self._channel = broker.channel()
         self._lock = threading.Lock()
         self._closed = threading.Event()
+        self._id = uuid.uuid4().hex
+        self._numbers = itertools.count()
 
     def ticket(self) -> Ticket:
         """Return a new request's identity."""
-        return Ticket(uuid.uuid4().hex, self._server())
+        return Ticket(f"{self._id}-{next(self._numbers)}", self._server())
 
     def call(
         self, what: str, name: str, payload: Any, timeout_s: float, ticket: Ticket | None = None
@@ -119,6 +125,7 @@ class RequestClient:
         backoff = Backoff()
         while True:
             earlier = ticket.sent
+            self._channel.be_back_within(end - time.monotonic())
             try:
                 frame = self._encode(what, name, payload, ticket, end)
                 reply = self._ask(frame, ticket, end)
@@ -164,12 +171,13 @@ class RequestClient:
         """Send a command, if there is one, and wait for a reply; None after a slice."""
         channel = self._channel
         slice_s = min(max(left_s, 0.001), channel.slice_s)
+        timeout_s = _patience(slice_s, left_s)
         pop = ("BLPOP", self._reply_key, f"{slice_s:.3f}")
         try:
-            channel.send([*push, pop], slice_s + MARGIN_S)
+            channel.send([*push, pop], timeout_s)
             for _ in push:
-                channel.checked([channel.receive(slice_s + MARGIN_S)])
-            return channel.checked([channel.receive(slice_s + MARGIN_S)])[0]
+                channel.checked([channel.receive(timeout_s)])
+            return channel.checked([channel.receive(timeout_s)])[0]
         except AgentlaceError:
             channel.disconnect()  # nobody waits any more for what was sent behind a refusal
             raise
@@ -197,6 +205,14 @@ class RequestClient:
         """Close; a call that is waiting fails with Closed."""
         self._closed.set()
         self._channel.close()
+
+
+def _patience(slice_s: float, left_s: float) -> float:
+    """Return how long the broker may be silent: not much longer than the caller will wait.
+
+    In steps, because each other value costs two system calls.
+    """
+    return min(slice_s + MARGIN_S, math.ceil(max(left_s, LEAST_S) / STEP_S + 1) * STEP_S)
 
 
 def _opened(message: codec.Message) -> Any:

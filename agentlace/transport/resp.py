@@ -30,6 +30,8 @@ READ_BYTES = 64 << 10
 """Size of the buffer for small replies; larger bulk strings get memory of their own."""
 JOIN_BYTES = 16 << 10
 """Buffers up to this size are joined before they are written: fewer and larger segments."""
+PIECE_BYTES = 256 << 10
+"""So much is written to a TLS socket at a time."""
 MAX_ITEMS = 10_000_000
 MAX_DEPTH = 16
 _BULK, _INTEGER, _ARRAY, _STATUS, _ERROR = b"$:*+-"
@@ -87,13 +89,19 @@ def _pack_frame(frame: Frame, small: list[Buffer], out: list[Buffer]) -> None:
 
 def write(sock: socket.socket, buffers: list[Buffer]) -> None:
     """Write all buffers, without joining the large ones where the socket can do that."""
-    if len(buffers) == 1:
-        sock.sendall(buffers[0])
-    elif type(sock) is not socket.socket:  # TLS has no scatter-gather
+    if type(sock) is not socket.socket:  # TLS has no scatter-gather
         for buffer in buffers:
-            sock.sendall(buffer)
+            _write_in_pieces(sock, memoryview(buffer))
+    elif len(buffers) == 1 and len(buffers[0]) <= JOIN_BYTES:
+        sock.sendall(buffers[0])
     else:
         _write_gathered(sock, buffers)
+
+
+def _write_in_pieces(sock: socket.socket, view: memoryview) -> None:
+    """Write so that the socket's timeout bounds each piece: a slow link may take its time."""
+    while view:
+        view = view[sock.send(view[:PIECE_BYTES]) :]
 
 
 def _write_gathered(sock: socket.socket, buffers: list[Buffer]) -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from agentlace.errors import StoreFull
 from agentlace.transport.connection import Channel
 from agentlace.transport.keys import StoreKeys
-from agentlace.transport.streams import Retention, StreamId, cursors
+from agentlace.transport.streams import START, Retention, StreamId, cursors, role_of, trim_read
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ class Room:
         retention: returns the store's present retention.
 
     Attributes:
+        limit_bytes: what the broker's memory allows all streams of the store; 0 for anything.
         dropped: transitions that went unread.
     """
 
@@ -56,11 +57,15 @@ class Room:
         self._kept_bytes = 0
         self._next_warning = 0.0
         self.share_bytes = 0
+        self.limit_bytes = 0
         self.dropped = 0
 
     def share_with(self, actors: int) -> None:
         """Take note that the retention is shared by so many actors."""
-        self.share_bytes = self._retention().max_bytes // max(1, actors)
+        max_bytes = self._retention().max_bytes
+        if self.limit_bytes:
+            max_bytes = min(max_bytes, self.limit_bytes)
+        self.share_bytes = max_bytes // max(1, actors)
 
     def keep(self, entry: StreamId, rows: int, nbytes: int) -> None:
         """Take note of an entry that is in the stream now."""
@@ -92,6 +97,18 @@ class Room:
                 raise StoreFull(self._full_message(positions))
             pause.wait(ROOM_POLL_S)
 
+    def relieve(self, nbytes: int, deadline: float) -> bool:
+        """Make room in a broker that is full; False if that failed until the deadline."""
+        positions = cursors(self._channel, self._keys, self._actor)
+        read = min(positions.values(), default=self._kept[-1].id if self._kept else START)
+        if self._trim(read, 0) + trim_read(self._channel, self._keys):
+            return True
+        if self._retention().when_full == "drop_oldest" and self._kept:
+            self._drop(max(self._kept_bytes - nbytes - ENTRY_OVERHEAD_BYTES, 0))
+            return True
+        threading.Event().wait(ROOM_POLL_S)
+        return time.monotonic() < deadline
+
     def _trim(self, upto: StreamId, goal_bytes: int) -> int:
         """Remove the oldest chunks that are not after ``upto`` until the goal is met."""
         last, rows = None, 0
@@ -100,8 +117,7 @@ class Room:
             self._kept_bytes -= last.nbytes
             rows += last.rows
         if last is not None:
-            keep_from = StreamId(last.id.incarnation, last.id.number + 1)
-            self._channel.call("XTRIM", self._stream, "MINID", str(keep_from))
+            self._channel.call("XTRIM", self._stream, "MINID", str(last.id.next()))
         return rows
 
     def _drop(self, goal_bytes: int) -> None:
@@ -116,7 +132,7 @@ class Room:
             )
 
     def _full_message(self, positions: Mapping[str, StreamId]) -> str:
-        slow = min(positions, key=lambda name: positions[name], default="(none)")
+        slow = role_of(min(positions, key=lambda name: positions[name], default="(none)"))
         return (
             f"store {self._keys.name!r}: {self._kept_bytes} bytes of actor {self._actor!r} wait "
             f"for consumer {slow!r}, its share of the retention is {self.share_bytes}: start or "

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from agentlace.errors import DecodeError
-from agentlace.transport.connection import CONNECT_TIMEOUT_S, Channel, Refused
-from agentlace.transport.keys import StoreKeys
+from agentlace.transport.connection import Channel, Refused
+from agentlace.transport.keys import FENCE_MS, StoreKeys
 from agentlace.transport.resp import ErrorReply
 
 
@@ -27,6 +27,10 @@ class StreamId(NamedTuple):
     def __str__(self) -> str:
         """Return the broker's form."""
         return f"{self.incarnation}-{self.number}"
+
+    def next(self) -> StreamId:
+        """Return the first position after this one."""
+        return StreamId(self.incarnation, self.number + 1)
 
     @classmethod
     def parse(cls, text: bytes) -> StreamId:
@@ -66,10 +70,10 @@ class Retention:
         return asdict(self)
 
 
-def newest_id(channel: Channel, stream: str, timeout_s: float = CONNECT_TIMEOUT_S) -> StreamId:
+def newest_id(channel: Channel, stream: str) -> StreamId:
     """Return the newest ID that the stream ever had; START if there is no stream."""
     try:
-        info = channel.call("XINFO", "STREAM", stream, timeout_s=timeout_s)
+        info = channel.call("XINFO", "STREAM", stream)
     except Refused as error:
         if "no such key" not in str(error):
             raise
@@ -78,9 +82,19 @@ def newest_id(channel: Channel, stream: str, timeout_s: float = CONNECT_TIMEOUT_
     return StreamId.parse(fields[b"last-generated-id"])
 
 
+def role_of(consumer: str) -> str:
+    """Return what a consumer is; behind a colon its name says which one of these."""
+    return consumer.partition(":")[0]
+
+
+def consumers(channel: Channel, keys: StoreKeys) -> list[str]:
+    """Return the names of all registered consumers."""
+    return sorted(bytes(name).decode() for name in channel.call("SMEMBERS", keys.consumers))
+
+
 def cursors(channel: Channel, keys: StoreKeys, actor: str) -> dict[str, StreamId]:
     """Return the last applied ID of every registered consumer for one actor."""
-    names = [bytes(name).decode() for name in channel.call("SMEMBERS", keys.consumers)]
+    names = consumers(channel, keys)
     replies = channel.exchange([("HGET", keys.cursor(name), actor) for name in names])
     return {
         name: START if reply is None or isinstance(reply, ErrorReply) else StreamId.parse(reply)
@@ -88,10 +102,24 @@ def cursors(channel: Channel, keys: StoreKeys, actor: str) -> dict[str, StreamId
     }
 
 
-def forget_if_read(channel: Channel, keys: StoreKeys, actor: str) -> bool:
-    """Remove the stream of an actor that said goodbye, if every consumer has read all of it.
+def trim_read(channel: Channel, keys: StoreKeys) -> int:
+    """Remove what every consumer has read from all streams of a store; returns the entries.
 
-    An actor that comes back at this very moment keeps its stream (WATCH).
+    For a broker that is full: it still lets streams be trimmed.
+    """
+    removed = 0
+    for actor in [bytes(name).decode() for name in channel.call("SMEMBERS", keys.actors)]:
+        read = min(cursors(channel, keys, actor).values(), default=START)
+        if read != START:
+            removed += channel.call("XTRIM", keys.stream(actor), "MINID", str(read.next()))
+    return removed
+
+
+def forget_if_read(channel: Channel, keys: StoreKeys, actor: str) -> bool:
+    """Empty the stream of an actor that said goodbye, if every consumer has read all of it.
+
+    The stream itself stays for FENCE_MS: its newest ID keeps a zombie of the actor out. An
+    actor that comes back at this very moment keeps its stream (WATCH).
     """
     stream = keys.stream(actor)
     channel.call("WATCH", stream, keys.closed)
@@ -101,7 +129,11 @@ def forget_if_read(channel: Channel, keys: StoreKeys, actor: str) -> bool:
     if not gone or not positions or any(position < newest for position in positions.values()):
         channel.call("UNWATCH")
         return False
-    commands: list[Any] = [("MULTI",), ("DEL", stream)]
+    commands: list[Any] = [
+        ("MULTI",),
+        ("XTRIM", stream, "MAXLEN", 0),
+        ("PEXPIRE", stream, FENCE_MS),
+    ]
     commands += [("SREM", key, actor) for key in (keys.actors, keys.closed)]
     commands += [("HDEL", keys.cursor(name), actor) for name in positions]
     return channel.exchange([*commands, ("EXEC",)])[-1] is not None

@@ -25,10 +25,10 @@ from agentlace import (
     TrainerConfig,
     TrainerServer,
     UnknownRequest,
-    service,
 )
 from agentlace.data import QueuedDataStore
 from agentlace.gym_env import GymEnvClient
+from agentlace.service import client as service
 from agentlace.transport.embedded import EmbeddedBroker, Settings
 
 from .support import InThread, free_port, holds_for, wait_until

@@ -14,7 +14,7 @@ def main(url, namespace):
     broker, keys = Broker(BrokerURL.parse(url)), ServiceKeys(namespace, "trainer", 5555)
     ended = threading.Event()
     info = describe("server", keys.name, exclusive=True, config={})
-    presence = Presence(broker, keys.server, info, keys.seen, on_replaced=ended.set)
+    presence = Presence(broker, keys.server, info, keys.seen, on_replaced=lambda error: ended.set())
     presence.acquire(exclusive=True)
     presence.start()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())

@@ -53,13 +53,13 @@ class Actor:
 class Recorder:
     """A consumer that keeps the numbers of the rows it got, per actor."""
 
-    def __init__(self, broker, keys, name="trainer", positions=None):
+    def __init__(self, broker, keys, name="trainer", positions=None, **kwargs):
         self.rows = {}
         self.positions = {} if positions is None else positions
         self.wait = threading.Event()
         self.wait.set()
         args = (broker, keys, STORE, self._apply, name, self.positions)
-        self.consumer = Consumer(*args)
+        self.consumer = Consumer(*args, **kwargs)
         self.fails = False
 
     def _apply(self, actor, chunk, last):

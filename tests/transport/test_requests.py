@@ -3,6 +3,8 @@
 import contextlib
 import itertools
 import logging
+import os
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +24,7 @@ from agentlace.errors import (
     UnknownRequest,
 )
 from agentlace.transport import request_server
+from agentlace.transport.connection import Broker
 from agentlace.transport.requests import RequestClient, RequestServer, Ticket
 
 LONG_S = DEADLINE_S
@@ -284,6 +287,32 @@ def test_what_is_remembered_does_not_change(server, client, handler):
     first = client.call("act", "key", None, LONG_S, ticket)
     array[:] = 1
     np.testing.assert_array_equal(client.call("act", "key", None, LONG_S, ticket), first)
+
+
+def test_a_ticket_is_remembered_though_other_requests_came_between(server, client, handler):
+    ticket = client.ticket()
+    assert client.call("act", "key", "first", LONG_S, ticket) == "first"
+    for n in range(request_server.REMEMBERED_REPLIES - 1):
+        assert client.call("act", "other", n, LONG_S) == n
+    assert client.call("act", "key", "again", LONG_S, ticket) == "first"
+    assert [payload for *_, payload in handler.calls] == ["first", 0, 1, 2]
+
+
+def test_a_frozen_broker_holds_up_a_caller_no_longer_than_it_asked(own_broker, keys):
+    """Each step of a call (connecting anew, too) could take its own five seconds."""
+    client = RequestClient(Broker(own_broker.settings.url), keys, lambda: "token")
+    with contextlib.closing(client), contextlib.closing(Broker(own_broker.settings.url).channel()):
+        with pytest.raises(RequestTimeout):
+            client.call("obs", "", None, 0.01)
+        os.kill(own_broker.pid, signal.SIGSTOP)
+        try:
+            began = time.monotonic()
+            for _ in range(5):
+                with pytest.raises((RequestTimeout, BrokerUnreachable)):
+                    client.call("obs", "", None, 0.1)
+            assert time.monotonic() - began < DEADLINE_S
+        finally:
+            os.kill(own_broker.pid, signal.SIGCONT)
 
 
 def test_a_ticket_whose_request_was_withdrawn_is_as_good_as_new(client, start, handler):

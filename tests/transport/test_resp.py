@@ -197,6 +197,31 @@ def test_scatter_gather(sizes):
     assert received.count(bytes(frame)) == 2
 
 
+class Wrapped(socket.socket):
+    """A socket of another class, as those of TLS are."""
+
+
+def test_a_slow_link_may_take_longer_than_the_timeout_as_long_as_it_moves():
+    ours, theirs = socket.socketpair()
+    with theirs, Wrapped(ours.family, ours.type, fileno=ours.detach()) as wrapped:
+        wrapped.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+        wrapped.settimeout(0.5)
+        received = 0
+
+        def read_slowly():
+            nonlocal received
+            while received < 1_000_000:
+                received += len(theirs.recv(20_000))
+                waiting.wait(0.02)
+
+        waiting = threading.Event()
+        thread = threading.Thread(target=read_slowly)
+        thread.start()
+        write(wrapped, [bytes(1_000_000)])
+        thread.join(20)
+    assert received == 1_000_000
+
+
 @pytest.mark.parametrize("sizes", PARTS.values(), ids=PARTS.keys())
 def test_frames_through_a_broker(broker_url, namespace, sizes):
     frame = frame_of(sizes)

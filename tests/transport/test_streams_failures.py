@@ -1,20 +1,24 @@
 """Transition streams: each acknowledged row arrives once, whatever is cut, killed or full."""
 
 import contextlib
+import json
 import os
+import re
 import signal
 import threading
 import time
 
 import pytest
-from stream_support import LONG_S, rows
+from stream_support import LONG_S, Actor, Recorder, rows
 from transport_support import Proxy, broker_at, channel_to, free_port, kill_clients, wait_until
 
-from agentlace.errors import ActorReplaced, BrokerUnreachable, StoreFull
+from agentlace.errors import ActorReplaced, AlreadyServed, BrokerUnreachable, StoreFull
 from agentlace.transport import consumer as consumer_module
-from agentlace.transport import producer as producer_module
+from agentlace.transport import recent as recent_module
+from agentlace.transport.connection import Broker
+from agentlace.transport.cursor import Lease
 from agentlace.transport.embedded import EmbeddedBroker, Settings
-from agentlace.transport.streams import START, StreamId
+from agentlace.transport.streams import START, Retention, StreamId, consumers
 
 
 @pytest.fixture
@@ -183,10 +187,10 @@ def test_only_so_much_is_kept_for_a_forgetful_broker(own_broker, actor, monkeypa
     for n in range(20):
         robot.send(n, n + 1)
     assert len(robot.producer._recent) == 20
-    monkeypatch.setattr(producer_module, "RECENT_MAX_BYTES", 3000)
+    monkeypatch.setattr(recent_module, "RECENT_MAX_BYTES", 3000)
     robot.send(20, 21)
     assert 0 < len(robot.producer._recent) < 20
-    monkeypatch.setattr(producer_module, "FORGETFUL_S", 0.0)
+    monkeypatch.setattr(recent_module, "FORGETFUL_S", 0.0)
     robot.send(21, 22)
     assert len(robot.producer._recent) <= 1
 
@@ -288,3 +292,135 @@ def test_cursors_come_back_with_their_consumer(forgetful, actor, record, store):
         found = StreamId.parse(channel.call("HGET", store.cursor("trainer"), "robot"))
         assert found == recorder.positions["robot"] > START
         assert channel.call("SISMEMBER", store.consumers, "trainer") == 1
+
+
+# -- a trainer that was replaced without noticing --------------------------------------------------
+
+
+@pytest.fixture
+def consume(broker, keys):
+    """Return a function that makes a trainer's recorder, by the token of its lease."""
+    with contextlib.ExitStack() as stack:
+
+        def consume(token):
+            with contextlib.closing(broker.channel()) as channel:
+                channel.call("SET", keys.server, json.dumps({"token": token, "host": token}))
+            lease = Lease(keys.server, token)
+            recorder = Recorder(broker, keys, f"trainer:{token}", lease=lease)
+            stack.callback(recorder.consumer.stop)
+            stack.callback(recorder.wait.set)
+            return recorder
+
+        yield consume
+
+
+def test_a_zombie_trainer_has_nothing_removed_that_its_successor_has_not_read(
+    actor, consume, store, channel
+):
+    robot, zombie = actor(), consume("first")
+    zombie.consumer.start()
+    robot.send(0, 10)
+    assert zombie.has(10)
+    zombie.wait.clear()
+    robot.send(10, 20)
+    successor = consume("second")
+    successor.wait.clear()
+    successor.consumer.start()
+    robot.producer.close(channel, 1.0)
+    zombie.wait.set()  # it wakes, and has read everything
+    assert zombie.has(20)
+    zombie.consumer.stop()
+    assert channel.call("XLEN", store.stream("robot")) == 2
+    assert consumers(channel, store) == ["trainer:second"]
+    successor.wait.set()
+    assert successor.has(20)
+    assert successor.consumer.gaps == 0
+
+
+def test_a_zombie_trainer_that_connects_anew_ends(actor, consume, store, channel):
+    zombie, successor = consume("first"), consume("second")
+    successor.consumer.start()
+    with pytest.raises(AlreadyServed, match="second"):
+        zombie.consumer.register()
+    assert consumers(channel, store) == ["trainer:second"]
+
+
+def test_a_consumer_that_was_taken_off_the_list_comes_back(actor, record, store, channel):
+    recorder, robot = record(), actor()
+    robot.send(0, 10)
+    assert recorder.has(10)
+    wait_until(lambda: robot.producer.applied(channel, "trainer") == 10)
+    channel.call("SREM", store.consumers, "trainer")
+    channel.call("DEL", store.cursor("trainer"))
+    wait_until(lambda: robot.producer.applied(channel, "trainer") == 10)
+
+
+# -- a broker that is full -------------------------------------------------------------------------
+
+
+def fill(channel):
+    """Leave a broker no room for anything more."""
+    used = re.search(rb"used_memory:(\d+)", bytes(channel.call("INFO", "memory")))
+    channel.call("CONFIG", "SET", "maxmemory", used[1])
+
+
+def test_a_full_broker_serves_on_when_what_it_holds_was_read(own_broker, keys, store):
+    """Neither end may write: not the next chunk, nor that all before it was read."""
+    broker = Broker(own_broker.settings.url)
+    with contextlib.closing(broker.channel()) as channel:
+        channel.call("CONFIG", "SET", "maxmemory", "100mb")
+        robot = Actor(broker, keys)
+        robot.announce()
+        recorder = Recorder(broker, keys)
+        recorder.consumer.start()
+        recorder.wait.clear()
+        robot.send(0, 50, size=100_000)
+        fill(channel)
+        sent = 50
+        with pytest.raises(StoreFull, match="start or speed up the consumers"):
+            while sent < 200:
+                sent += 1
+                robot.send(sent - 1, sent, timeout_s=0.1, size=100_000)
+        recorder.wait.set()
+        robot.flush_at_last()
+        for n in range(sent, sent + 50):
+            robot.send(n, n + 1, size=100_000)
+        assert recorder.has(sent + 50)
+        assert recorder.consumer.gaps == recorder.consumer.rejected == 0
+        recorder.consumer.stop()
+        robot.vanish()
+
+
+def test_a_full_broker_drops_the_oldest_where_that_is_wanted(own_broker, keys, store):
+    broker = Broker(own_broker.settings.url)
+    with contextlib.closing(broker.channel()) as channel:
+        channel.call("SADD", store.consumers, "slow")
+        robot = Actor(broker, keys, retention=Retention(when_full="drop_oldest"))
+        robot.announce()
+        for n in range(20):
+            robot.send(n, n + 1, size=100_000)
+        fill(channel)
+        for n in range(20, 60):
+            robot.send(n, n + 1, size=100_000)
+        assert robot.producer.dropped > 0
+        robot.vanish()
+
+
+def test_streams_leave_the_broker_half_of_its_memory(own_broker, keys):
+    broker = Broker(own_broker.settings.url)
+    with contextlib.closing(broker.channel()) as channel:
+        channel.call("CONFIG", "SET", "maxmemory", "100mb")
+        robot = Actor(broker, keys)
+        robot.send(0, 1)
+        robot.producer.register(channel)
+        assert robot.producer._room.share_bytes == 50 << 20
+        robot.vanish()
+
+
+def test_a_chunk_too_large_to_be_kept_for_a_forgetful_broker(own_broker, keys, monkeypatch):
+    monkeypatch.setattr(recent_module, "RECENT_MAX_BYTES", 1000)
+    robot = Actor(Broker(own_broker.settings.url), keys)
+    robot.send(0, 1, size=10_000)
+    assert len(robot.producer._recent) == 0
+    robot.send(1, 2)
+    robot.vanish()

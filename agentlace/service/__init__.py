@@ -1,0 +1,13 @@
+"""What all servers have in common, and all clients: connecting, presence, an orderly end.
+
+::
+
+    server.py    Server: the serving end of a service
+    client.py    Client: the calling end of a service
+    running.py   what still runs when its program ends
+"""
+
+from agentlace.service.client import SOFT_ERRORS, Client
+from agentlace.service.server import Server
+
+__all__ = ["SOFT_ERRORS", "Client", "Server"]

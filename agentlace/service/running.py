@@ -1,0 +1,23 @@
+"""What still runs when its program ends."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import weakref
+from typing import Any
+
+running: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Servers and clients that were started and not stopped."""
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=running.clear)  # they are the parent's
+
+
+@atexit.register
+def _say_goodbye() -> None:
+    """Stop what a program left running, so that its peers need not wait to notice."""
+    for node in list(running):
+        with contextlib.suppress(Exception):
+            node.stop()
