@@ -14,7 +14,7 @@ import time
 
 from agentlace.errors import AgentlaceError, BrokerUnreachable
 from agentlace.transport.connection import Broker, Channel
-from agentlace.transport.server_process import EmbeddedBroker, Settings
+from agentlace.transport.embedded import EmbeddedBroker, Settings
 
 
 def supervise(settings: Settings, linger_s: float) -> None:
