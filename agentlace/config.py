@@ -10,11 +10,21 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
-from agentlace.errors import ConfigMismatch
+from agentlace.errors import AgentlaceError, ConfigMismatch
 
 SCHEMES = ("redis", "rediss", "unix", "memory")
 DEFAULT_PORT = 6379
 DEFAULT_NAMESPACE = "default"
+
+
+class BadSetting(AgentlaceError, ValueError):
+    """An option or environment variable with which nothing can start."""
+
+    def __init__(self, name: str, value: object, problem: str) -> None:
+        """Name the setting and its value, and say what is wrong with it and what to do."""
+        self.name = name
+        self.value = value
+        super().__init__(f"{name} {value!r}: {problem}")
 
 
 @dataclass
@@ -122,6 +132,7 @@ class BrokerURL:
 
         Raises:
             ValueError: not such an address; the message does not repeat a password.
+            BadSetting: AGENTLACE_PASSWORD_FILE is needed and holds none.
         """
         parts = urlsplit(url if "://" in url else f"redis://{url}")
         if parts.scheme not in SCHEMES:
@@ -184,5 +195,24 @@ def _password_from_environment() -> str | None:
     if password := os.environ.get("AGENTLACE_PASSWORD"):
         return password
     if path := os.environ.get("AGENTLACE_PASSWORD_FILE"):
-        return Path(path).read_text().strip()
+        return read_password(path, "AGENTLACE_PASSWORD_FILE")
     return None
+
+
+def read_password(path: str | Path, setting: str) -> str:
+    """Return the password that a file holds.
+
+    Raises:
+        BadSetting: the file is missing, unreadable, empty or not text; the message names the
+            setting and the path, and never shows the content.
+    """
+    todo = "write the password into a file that this user may read"
+    try:
+        password = Path(path).read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise BadSetting(setting, str(path), f"{error.strerror}: {todo}") from None
+    except ValueError:
+        raise BadSetting(setting, str(path), f"it is not UTF-8 text: {todo}") from None
+    if not password:
+        raise BadSetting(setting, str(path), f"it is empty: {todo}")
+    return password

@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import os
+import traceback
 
 import pytest
 
@@ -9,6 +11,7 @@ from agentlace import (
     ActionClient,
     ActionConfig,
     ActionServer,
+    AgentlaceError,
     BrokerURL,
     ConfigMismatch,
     InferenceConfig,
@@ -145,6 +148,43 @@ def test_an_address_never_shows_its_password(monkeypatch, tmp_path):
     assert BrokerURL.parse("redis://host").password == "from a file"
     monkeypatch.setenv("AGENTLACE_PASSWORD", "direct")
     assert BrokerURL.parse("redis://host").password == "direct"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "No such file"),
+        ("a directory", "Is a directory"),
+        (b"", "it is empty"),
+        (b" \n", "it is empty"),
+        (b"s\xffcret", "not UTF-8"),
+    ],
+)
+def test_a_bad_password_file_is_named(monkeypatch, tmp_path, content, reason):
+    path = tmp_path / "password"
+    if content == "a directory":
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
+    monkeypatch.setenv("AGENTLACE_PASSWORD_FILE", str(path))
+    for read in (lambda: BrokerURL.resolve(None), lambda: TrainerServer(TRAINER)):
+        with pytest.raises(AgentlaceError, match=reason) as caught:
+            read()
+        assert isinstance(caught.value, ValueError)
+        for part in ("AGENTLACE_PASSWORD_FILE", str(path), "write the password into"):
+            assert part in str(caught.value)
+        assert "cret" not in "".join(traceback.format_exception(caught.value))
+    assert BrokerURL.parse("redis://:given@host").password == "given"
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may read every file")
+def test_an_unreadable_password_file_is_named(monkeypatch, tmp_path):
+    path = tmp_path / "password"
+    path.write_text("secret")
+    path.chmod(0)
+    monkeypatch.setenv("AGENTLACE_PASSWORD_FILE", str(path))
+    with pytest.raises(ValueError, match=f"AGENTLACE_PASSWORD_FILE '{path}': Permission denied"):
+        BrokerURL.parse("redis://host")
 
 
 @pytest.mark.parametrize(
