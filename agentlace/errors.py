@@ -34,12 +34,14 @@ class AgentlaceError(Exception):
 class BrokerUnreachable(AgentlaceError, ConnectionError):
     """No broker answers at the address, or the connection to it was lost."""
 
-    def __init__(self, url: str, reason: str = "") -> None:
-        """Name the address (without its password) and what was seen there."""
+    HINT = "start one with `agentlace broker`, or point AGENTLACE_BROKER at a running one"
+
+    def __init__(self, url: str, reason: str = "", hint: str = HINT) -> None:
+        """Name the address (without its password), what was seen there, and what to do."""
         self.url = url
         self.reason = reason
-        hint = "start one with `agentlace broker`, or point AGENTLACE_BROKER at a running one"
-        super().__init__(f"no broker at {url}{f' ({reason})' if reason else ''}: {hint}")
+        seen = f" ({reason})" if reason else ""
+        super().__init__(f"no broker at {url}{seen}{f': {hint}' if hint else ''}")
 
 
 class BrokerAuthFailed(AgentlaceError, PermissionError):

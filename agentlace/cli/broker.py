@@ -6,12 +6,14 @@ import contextlib
 import ipaddress
 import signal
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from agentlace.errors import AgentlaceError, BrokerUnreachable
+from agentlace.config import BadSetting, read_password
+from agentlace.errors import AgentlaceError
 from agentlace.transport.embedded import EmbeddedBroker, Settings
 
 
@@ -29,24 +31,36 @@ def run(
     maxmemory: Annotated[
         str, typer.Option(help="Such as 4gb. Default: half of the memory, at most 4 GiB.")
     ] = "",
-    appendfsync: Annotated[str, typer.Option(help="everysec or always; with --dir.")] = "everysec",
+    appendfsync: Annotated[
+        str, typer.Option(help="everysec, always or no; with --dir.")
+    ] = "everysec",
 ) -> None:
     """Run the broker until Ctrl-C or SIGTERM."""
-    password = password_file.read_text().strip() if password_file else None
-    if password_file and not password:
-        raise AgentlaceError(f"{password_file} is empty: it should hold the password")
+    password = read_password(password_file, "--password-file") if password_file else None
     if not _is_loopback(host) and not password:
-        raise AgentlaceError(
-            f"refusing to bind {host} without a password: whoever reaches the port could drive "
-            "your robot. Write one into a file and pass --password-file FILE"
+        problem = (
+            "refused without a password, as whoever reaches the port could drive your robot: "
+            "write one into a file and pass --password-file FILE"
         )
+        raise BadSetting("--host", host, problem)
     settings = Settings(host, port, directory, password, maxmemory, appendfsync)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)  # also while it loads its file
-    with contextlib.suppress(KeyboardInterrupt), EmbeddedBroker(settings) as embedded:
-        _welcome(settings)
-        status = embedded.wait()
-        raise BrokerUnreachable(str(settings.url), f"the server ended with status {status}")
+    with contextlib.suppress(KeyboardInterrupt), _named_as_options():
+        with EmbeddedBroker(settings) as embedded:
+            _welcome(settings)
+            status = embedded.wait()
+            log = f"its log is {embedded.log_path}"
+            raise AgentlaceError(f"the broker at {settings.url} ended with status {status}: {log}")
+
+
+@contextlib.contextmanager
+def _named_as_options() -> Iterator[None]:
+    """Have errors name a setting as it is named on the command line."""
+    try:
+        yield
+    except BadSetting as error:
+        raise AgentlaceError(f"--{error}") from error
 
 
 def _welcome(settings: Settings) -> None:

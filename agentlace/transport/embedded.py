@@ -21,10 +21,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
-from agentlace.config import BrokerURL
+from agentlace.config import BadSetting, BrokerURL
 from agentlace.errors import AgentlaceError, BrokerUnreachable
 from agentlace.transport.connection import Broker
-from agentlace.transport.server_process import Settings, find_server, leash, runtime_directory
+from agentlace.transport.server_process import (
+    Settings,
+    failure,
+    find_server,
+    leash,
+    runtime_directory,
+)
 
 __all__ = ["EmbeddedBroker", "Settings", "ensure"]
 
@@ -38,6 +44,7 @@ LINGER_S = 30.0
 """An embedded broker that belongs to nobody ends so long after its last client has gone."""
 JOIN_TIMEOUT_S = 2.0
 """So long after it lost the race for the port, the winner's broker must answer."""
+HINT = "mend that, or point AGENTLACE_BROKER at a running broker"
 
 
 class EmbeddedBroker:
@@ -62,9 +69,11 @@ class EmbeddedBroker:
         """Start the server and wait until it answers (loading a large file takes its time).
 
         Raises:
+            BadSetting: a setting cannot be used, or the address is taken.
             BrokerUnreachable: it did not start; the reason is its log's last line.
             MissingExtra: there is no server to start.
         """
+        self.settings.check()
         command = [*leash(), find_server(), "-"]
         if self.settings.directory:
             Path(self.settings.directory).mkdir(parents=True, exist_ok=True)
@@ -97,7 +106,7 @@ class EmbeddedBroker:
         while True:
             status = self.wait(POLL_S)
             if status is not None:
-                raise BrokerUnreachable(str(broker.url), f"it ended: {self._last_words()}")
+                raise failure(self.settings, self._output.read_text(errors="replace"))
             try:
                 with contextlib.closing(broker.channel(ANSWER_TIMEOUT_S)) as channel:
                     if f"process_id:{self.pid}\r\n".encode() in bytes(channel.call("INFO")):
@@ -107,12 +116,7 @@ class EmbeddedBroker:
             except AgentlaceError as error:
                 reason = getattr(error, "reason", str(error))
             if time.monotonic() > deadline and not reason.startswith("LOADING"):
-                raise BrokerUnreachable(str(broker.url), reason)
-
-    def _last_words(self) -> str:
-        lines = self._output.read_text(errors="replace").strip().splitlines()
-        telling = [line for line in lines if "rror" in line or "already in use" in line]
-        return (telling or lines or ["no output"])[-1].strip()
+                raise BrokerUnreachable(str(broker.url), f"not ready: {reason}", hint="")
 
     def wait(self, timeout_s: float | None = None) -> int | None:
         """Wait until the server ends; its exit status, or None if it still runs."""
@@ -163,14 +167,25 @@ def ensure(url: BrokerURL) -> None:
     except BrokerUnreachable as error:
         if not url.is_local or "refused" not in error.reason:
             raise
+    settings = _settings_for(url)
     linger_s = float(os.environ.get("AGENTLACE_EMBEDDED_LINGER_S", LINGER_S))
     with tempfile.TemporaryFile() as output:
-        settings = Settings(port=url.port, password=url.password)
         supervisor = _start_supervisor(settings, linger_s, output)
         _wait_for_answer(url, supervisor, output)
     if supervisor.returncode is None:
         text = "no broker at %s: started the embedded one (it ends %g s after its last client)"
         log.warning(text, url, linger_s)
+
+
+def _settings_for(url: BrokerURL) -> Settings:
+    """Return the settings of a broker that will answer at ``url``."""
+    settings = Settings(port=url.port, password=url.password)
+    try:
+        settings.check()
+    except BadSetting as error:
+        reason = f"the embedded one cannot start: {error}"
+        raise BrokerUnreachable(str(url), reason, HINT) from error
+    return settings
 
 
 def _ping(url: BrokerURL) -> None:
@@ -211,5 +226,5 @@ def _wait_for_answer(
             if time.monotonic() > deadline:
                 output.seek(0)
                 said = output.read().decode(errors="replace").strip() or "no output"
-                reason = f"the embedded broker did not start: {said[-500:]}"
-                raise BrokerUnreachable(str(url), reason) from error
+                reason = f"the embedded one did not start: {said[-500:]}"
+                raise BrokerUnreachable(str(url), reason, HINT) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 import sys
@@ -11,13 +12,18 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agentlace.config import BrokerURL
-from agentlace.errors import MissingExtra
+from agentlace.config import BadSetting, BrokerURL
+from agentlace.errors import AgentlaceError, BrokerUnreachable, MissingExtra
 
 DEFAULT_MAXMEMORY_BYTES = 4 << 30
+MIN_MAXMEMORY_BYTES = 16 << 20
+"""With less, the server's own needs and one camera's chunk would fill it."""
+APPENDFSYNC = ("everysec", "always", "no")
 SOCKET_PATH_BYTES = 100
 """The kernel takes no longer path for a Unix socket (108 on Linux, 104 elsewhere)."""
 
+_UNITS = {"": 1, "b": 1, "k": 10**3, "kb": 1 << 10, "m": 10**6, "mb": 1 << 20}
+_UNITS |= {"g": 10**9, "gb": 1 << 30}
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "*": "127.0.0.1", "::": "::1"}
 _LEASH = """
 import ctypes, os, signal, sys
@@ -36,9 +42,9 @@ class Settings:
         port: TCP port.
         directory: where the append-only file lives; None keeps everything in memory.
         password: of the default user.
-        maxmemory: as in ``redis.conf`` (``4gb``); empty for half of the machine's memory, at
-            most 4 GiB.
-        appendfsync: ``everysec`` or ``always``.
+        maxmemory: as in ``redis.conf`` (``4gb``), at least 16 MiB; empty for half of the
+            machine's memory, at most 4 GiB.
+        appendfsync: ``everysec``, ``always`` or ``no`` (when the kernel likes).
     """
 
     host: str = "127.0.0.1"
@@ -58,6 +64,20 @@ class Settings:
     def socket_path(self) -> Path:
         """Return the path of the broker's Unix socket."""
         return runtime_directory() / f"{self.port}.sock"
+
+    def check(self) -> None:
+        """Check what can be checked before a server is started.
+
+        Raises:
+            BadSetting: the server would refuse a value, or be of no use with it.
+        """
+        if self.directory == "":
+            raise BadSetting("dir", "", "it is empty: name a directory, or leave the option out")
+        if self.appendfsync not in APPENDFSYNC:
+            problem = f"it must be one of {', '.join(APPENDFSYNC)}"
+            raise BadSetting("appendfsync", self.appendfsync, problem)
+        if self.maxmemory:
+            _check_maxmemory(self.maxmemory)
 
     def config(self) -> str:
         """Return the server's configuration; it goes through a pipe, never a command line."""
@@ -85,6 +105,43 @@ def _quoted(text: str) -> str:
     """Return a value as the server's configuration has it: no byte of it can end its line."""
     plain = set(range(32, 127)) - set(b'"\\')
     return '"' + "".join(chr(b) if b in plain else f"\\x{b:02x}" for b in text.encode()) + '"'
+
+
+def _check_maxmemory(text: str) -> None:
+    found = re.fullmatch(r"([0-9]+)(b|k|kb|m|mb|g|gb)?", text, re.IGNORECASE)
+    if not found:
+        problem = "it must be a whole number with b, k, kb, m, mb, g, gb or nothing after it: 4gb"
+        raise BadSetting("maxmemory", text, problem)
+    size = int(found[1][:20]) * _UNITS[(found[2] or "").lower()]
+    if size < MIN_MAXMEMORY_BYTES:
+        problem = (
+            "less than 16mb is full before the first camera's transitions are in: give it more, "
+            "such as 4gb, or leave it out for half of the machine's memory"
+        )
+        raise BadSetting("maxmemory", text, problem)
+    if size >= 1 << 63:
+        raise BadSetting("maxmemory", text, "no machine has so much: give it less, such as 4gb")
+
+
+def failure(settings: Settings, output: str) -> AgentlaceError:
+    """Return the error for a server that ended at its start, from what it wrote.
+
+    BadSetting where it could not listen, else BrokerUnreachable with its own last words.
+    """
+    lines = output.strip().splitlines()
+    for line in lines:
+        if "listening socket" in line:
+            reason = line.rpartition(": ")[2].strip()
+            if "in use" in reason:
+                todo = "stop what listens there, or choose another port"
+                return BadSetting("port", settings.port, f"{reason}: {todo}")
+            if "denied" in reason:
+                return BadSetting("port", settings.port, f"{reason}: choose one above 1023")
+            todo = "choose an address that this machine has"
+            return BadSetting("host", settings.host, f"{reason}: {todo}")
+    telling = [line for line in lines if "rror" in line]
+    words = (telling or lines or ["no output"])[-1].strip()
+    return BrokerUnreachable(str(settings.url), f"the server ended: {words}", hint="")
 
 
 def _default_maxmemory() -> int:

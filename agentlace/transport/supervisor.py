@@ -51,7 +51,7 @@ def main() -> int:
     except KeyboardInterrupt:
         pass
     except AgentlaceError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{getattr(error, 'reason', error)}\n")
         return 1
     return 0
 

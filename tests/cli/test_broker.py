@@ -118,6 +118,7 @@ def test_it_ends_with_its_server():
         server.kill()
         assert process.wait(DEADLINE_S) == 1
         said = process.stdout.read()
+        assert f"{process.port}.log" in said and "start one with" not in said
         assert re.search(r"^agentlace: .*ended with status -9", said)
         assert said.count("\n") == 1
 
@@ -185,12 +186,12 @@ def test_other_machines_need_the_password(tmp_path):
 
 
 def test_maxmemory_and_appendfsync(tmp_path):
-    options = ("--maxmemory", "12mb", "--dir", tmp_path, "--appendfsync", "always")
+    options = ("--maxmemory", "16mb", "--dir", tmp_path, "--appendfsync", "always")
     with running(*options) as process, connected(process.port) as channel:
-        assert channel.call("CONFIG", "GET", "maxmemory")[1] == b"12582912"
+        assert channel.call("CONFIG", "GET", "maxmemory")[1] == b"16777216"
         assert channel.call("CONFIG", "GET", "appendfsync")[1] == b"always"
         with pytest.raises(AgentlaceError, match="no room"):
-            for n in range(20):
+            for n in range(30):
                 channel.call("SET", n, bytes(1 << 20))
 
 
@@ -198,7 +199,7 @@ def test_maxmemory_and_appendfsync(tmp_path):
 def test_without_a_password_only_loopback(host):
     code, said = refused("--host", host, "--port", free_port())
     assert code == 1
-    assert said.startswith(f"agentlace: refusing to bind {host} without a password")
+    assert said.startswith(f"agentlace: --host {host!r}: refused without a password")
     assert said.count("\n") == 1
 
 
@@ -208,15 +209,30 @@ def test_an_empty_password_file(tmp_path):
     for host in ("0.0.0.0", "127.0.0.1"):
         code, said = refused("--host", host, "--port", free_port(), "--password-file", path)
         assert (code, said.count("\n")) == (1, 1)
-        assert f"{path} is empty" in said
+        assert f"--password-file '{path}': it is empty" in said
+
+
+def test_a_password_file_that_is_not_text(tmp_path):
+    path = tmp_path / "password"
+    path.write_bytes(b"s\xffcret")
+    code, said = refused("--port", free_port(), "--password-file", path)
+    assert (code, said.count("\n")) == (1, 1)
+    assert f"--password-file '{path}'" in said and "cret" not in said
 
 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("--maxmemory", "lots"), "argument must be a memory value"),
-        (("--appendfsync", "never-ever"), "argument(s) must be one of"),
-        (("--dir", "/proc/nowhere"), "/proc/nowhere"),
+        (("--maxmemory", "lots"), "--maxmemory 'lots': it must be a whole number"),
+        (("--maxmemory", "1.5gb"), "--maxmemory '1.5gb': it must be a whole number"),
+        (("--maxmemory", "4 gb"), "--maxmemory '4 gb': it must be a whole number"),
+        (("--maxmemory", "1tb"), "--maxmemory '1tb': it must be a whole number"),
+        (("--maxmemory", "-1gb"), "--maxmemory '-1gb': it must be a whole number"),
+        (("--maxmemory", "0"), "--maxmemory '0': less than 16mb"),
+        (("--maxmemory", "16m"), "--maxmemory '16m': less than 16mb"),
+        (("--maxmemory", "9" * 30), "no machine has so much"),
+        (("--appendfsync", "never-ever"), "'never-ever': it must be one of everysec, always, no"),
+        (("--dir", ""), "--dir '': it is empty"),
         (("--host", "127.0.0.1\nrequirepass x"), "without a password"),
     ],
 )
@@ -225,6 +241,32 @@ def test_bad_values(arguments, reason):
     assert code == 1
     assert reason in said
     assert said.startswith("agentlace: ")
+    assert said.count("\n") == 1
+    assert "start one with" not in said
+
+
+@pytest.mark.parametrize(
+    ("maxmemory", "size"),
+    [("16777216", 1 << 24), ("16777216b", 1 << 24), ("20M", 20_000_000), ("1Gb", 1 << 30)],
+)
+def test_every_unit_is_the_servers(maxmemory, size):
+    with running("--maxmemory", maxmemory) as process, connected(process.port) as channel:
+        assert int(channel.call("CONFIG", "GET", "maxmemory")[1]) == size
+
+
+def test_appendfsync_no(tmp_path):
+    with running("--dir", tmp_path, "--appendfsync", "no") as process:
+        with connected(process.port) as channel:
+            assert channel.call("CONFIG", "GET", "appendfsync")[1] == b"no"
+
+
+def test_an_address_that_the_machine_does_not_have(tmp_path):
+    path = tmp_path / "password"
+    path.write_text("secret")
+    code, said = refused("--host", "192.0.2.1", "--port", free_port(), "--password-file", path)
+    assert (code, said.count("\n")) == (1, 1)
+    assert said.startswith("agentlace: --host '192.0.2.1': ")
+    assert "choose an address" in said
 
 
 @pytest.mark.parametrize(
@@ -247,7 +289,7 @@ def test_a_taken_port():
     with running() as process:
         code, said = refused("--port", process.port)
         assert code == 1
-        assert "already in use" in said
+        assert f"agentlace: --port {process.port}: Address already in use: stop" in said
         assert said.count("\n") == 1
         with connected(process.port) as channel:
             assert channel.call("PING") == b"PONG"
