@@ -25,9 +25,11 @@ from agentlace.config import BadSetting, BrokerURL
 from agentlace.errors import AgentlaceError, BrokerUnreachable
 from agentlace.transport.connection import Broker
 from agentlace.transport.server_process import (
+    POLL_S,
     Settings,
     failure,
     find_server,
+    hold,
     leash,
     runtime_directory,
 )
@@ -39,7 +41,6 @@ log = logging.getLogger(__name__)
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 20.0
 ANSWER_TIMEOUT_S = 1.0
-POLL_S = 0.05
 LINGER_S = 30.0
 """An embedded broker that belongs to nobody ends so long after its last client has gone."""
 JOIN_TIMEOUT_S = 2.0
@@ -69,35 +70,43 @@ class EmbeddedBroker:
         """Start the server and wait until it answers (loading a large file takes its time).
 
         Raises:
-            BadSetting: a setting cannot be used, or the address is taken.
+            BadSetting: a setting cannot be used, the address is taken, or another broker keeps
+                its data in the directory.
             BrokerUnreachable: it did not start; the reason is its log's last line.
             MissingExtra: there is no server to start.
         """
         self.settings.check()
         command = [*leash(), find_server(), "-"]
-        if self.settings.directory:
-            Path(self.settings.directory).mkdir(parents=True, exist_ok=True)
+        with hold(self.settings.directory) as lock:
+            self._start(command, lock, timeout_s)
+        return self
+
+    def _start(self, command: list[str], lock: int | None, timeout_s: float) -> None:
         number, path = tempfile.mkstemp(".log", f"{self.settings.port}.", runtime_directory())
         self._output = Path(path)
         try:
             with open(number, "wb") as output:
-                self._launch(command, output)
+                self._launch(command, output, lock)
             self._wait_until_ready(time.monotonic() + timeout_s)
             self._output = self._output.replace(self.log_path)
         except BaseException:
             self.stop()
             self._output.unlink(missing_ok=True)
             raise
-        return self
 
-    def _launch(self, command: list[str], output: object) -> None:
+    def _launch(self, command: list[str], output: object, lock: int | None) -> None:
         self._process = process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=output,  # type: ignore[call-overload]
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            pass_fds=() if lock is None else (lock,),
         )
+        if lock is not None:
+            os.pwrite(
+                lock, f"process {process.pid}, port {self.settings.port}".ljust(80).encode(), 0
+            )
         with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
             stdin.write(self.settings.config().encode())
 

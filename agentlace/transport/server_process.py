@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import re
 import shutil
@@ -9,6 +11,8 @@ import stat
 import sys
 import tempfile
 import threading
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +23,10 @@ DEFAULT_MAXMEMORY_BYTES = 4 << 30
 MIN_MAXMEMORY_BYTES = 16 << 20
 """With less, the server's own needs and one camera's chunk would fill it."""
 APPENDFSYNC = ("everysec", "always", "no")
+LOCK_NAME = "agentlace.lock"
+LOCK_TIMEOUT_S = 3.0
+"""So long after its starter was killed, a server may still be closing its file."""
+POLL_S = 0.05
 SOCKET_PATH_BYTES = 100
 """The kernel takes no longer path for a Unix socket (108 on Linux, 104 elsewhere)."""
 
@@ -180,6 +188,50 @@ def runtime_directory() -> Path:
     if status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode):
         raise PermissionError(f"{path} belongs to somebody else")
     return path
+
+
+@contextlib.contextmanager
+def hold(directory: str | None) -> Iterator[int | None]:
+    """Make the directory and lock it: of two servers that append to one log, neither can read it.
+
+    The lock belongs to the descriptor: a server that inherits it keeps it until it ends, however
+    it ends, and however this process does.
+
+    Raises:
+        BadSetting: it cannot be written to, or another server keeps its data there.
+    """
+    if directory is None:
+        yield None
+        return
+    try:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        lock = os.open(Path(directory) / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        todo = "choose a directory that this user may write to"
+        raise BadSetting("dir", directory, f"{error.strerror}: {todo}") from error
+    try:
+        _lock(lock, directory)
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def _lock(lock: int, directory: str) -> None:
+    deadline = time.monotonic() + LOCK_TIMEOUT_S
+    never = threading.Event()
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                holder = os.pread(lock, 100, 0).decode(errors="replace").strip()
+                todo = f"stop that one ({holder}), or choose another directory"
+                problem = f"another broker keeps its data there: {todo}"
+                raise BadSetting("dir", directory, problem) from None
+        except OSError as error:
+            problem = f"cannot be locked ({error.strerror}): choose one on a local disk"
+            raise BadSetting("dir", directory, problem) from error
+        never.wait(POLL_S)
 
 
 def leash() -> list[str]:

@@ -159,6 +159,92 @@ def test_a_directory_keeps_the_data(tmp_path):
                 channel.call("INCR", "n")
 
 
+def fill(port, key):
+    with connected(port) as channel:
+        channel.call("SET", key, "value")
+
+
+def keys_of(port):
+    with connected(port) as channel:
+        return {bytes(key) for key in channel.call("KEYS", "*")}
+
+
+def test_two_brokers_do_not_share_a_directory(tmp_path):
+    data, link = tmp_path / "data", tmp_path / "link"
+    data.mkdir()
+    link.symlink_to(data)
+    with running("--dir", data) as process:
+        fill(process.port, "first")
+        (server,) = servers_on(process.port)
+        for directory in (data, link):
+            port = free_port()
+            code, said = refused("--port", port, "--dir", directory)
+            assert (code, said.count("\n")) == (1, 1)
+            assert said.startswith(f"agentlace: --dir '{directory}': another broker keeps its data")
+            assert f"stop that one (process {server.pid}, port {process.port})" in said
+            assert not servers_on(port)
+        fill(process.port, "second")
+    with running("--dir", data) as process:
+        assert keys_of(process.port) == {b"first", b"second"}
+
+
+def test_a_directory_is_free_right_after_a_stop(tmp_path):
+    written = set()
+    for n in range(4):
+        with running("--dir", tmp_path) as process:
+            assert keys_of(process.port) == written
+            fill(process.port, f"key {n}")
+            written.add(f"key {n}".encode())
+
+
+@pytest.mark.parametrize("killed", ["the command", "the server", "both"])
+def test_a_directory_is_free_after_a_kill(tmp_path, killed):
+    with running("--dir", tmp_path) as process:
+        (server,) = servers_on(process.port)
+        fill(process.port, "key")
+        if killed != "the server":
+            process.kill()
+        if killed != "the command":
+            server.kill()
+        process.wait(DEADLINE_S)
+        server.wait(DEADLINE_S)
+        with running("--dir", tmp_path) as successor:
+            assert keys_of(successor.port) == {b"key"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the kernel's parent death signal")
+def test_the_lock_is_the_servers_not_its_starters(tmp_path):
+    """The server holds it though its starter is gone: this one is stopped and cannot end yet."""
+    with running("--dir", tmp_path) as process:
+        (server,) = servers_on(process.port)
+        server.suspend()
+        process.kill()
+        process.wait()
+        code, said = refused("--port", free_port(), "--dir", tmp_path)
+        assert code == 1 and "another broker keeps its data there" in said
+        server.resume()
+        server.wait(DEADLINE_S)
+        with running("--dir", tmp_path) as successor:
+            assert keys_of(successor.port) == set()
+
+
+@pytest.mark.parametrize("name", ["/proc/nowhere", "/dev/null/data", "a-file"])
+def test_a_directory_that_cannot_be_written_to(tmp_path, name):
+    (tmp_path / "a-file").touch()
+    directory = tmp_path / name
+    code, said = refused("--port", free_port(), "--dir", directory)
+    assert (code, said.count("\n")) == (1, 1)
+    assert said.startswith(f"agentlace: --dir '{directory}': ")
+    assert said.endswith(": choose a directory that this user may write to\n")
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
+def test_a_directory_of_somebody_else(tmp_path):
+    tmp_path.chmod(0o500)
+    code, said = refused("--port", free_port(), "--dir", tmp_path)
+    assert code == 1 and "Permission denied: choose a directory" in said
+
+
 def test_a_password_file(tmp_path):
     path = tmp_path / "password"
     path.write_text("long enough\n")
