@@ -64,7 +64,7 @@ class EmbeddedBroker:
     @property
     def log_path(self) -> Path:
         """Return the path of the log of the server that runs on this port."""
-        return runtime_directory() / f"{self.settings.port}.log"
+        return runtime_directory() / f"{self.settings.name}.log"
 
     def start(self, timeout_s: float = START_TIMEOUT_S) -> EmbeddedBroker:
         """Start the server and wait until it answers (loading a large file takes its time).
@@ -82,7 +82,7 @@ class EmbeddedBroker:
         return self
 
     def _start(self, command: list[str], lock: int | None, timeout_s: float) -> None:
-        number, path = tempfile.mkstemp(".log", f"{self.settings.port}.", runtime_directory())
+        number, path = tempfile.mkstemp(".log", f"{self.settings.name}.", runtime_directory())
         self._output = Path(path)
         try:
             with open(number, "wb") as output:
@@ -188,7 +188,8 @@ def ensure(url: BrokerURL) -> None:
 
 def _settings_for(url: BrokerURL) -> Settings:
     """Return the settings of a broker that will answer at ``url``."""
-    settings = Settings(port=url.port, password=url.password)
+    host = "127.0.0.1" if url.host == "localhost" else url.host
+    settings = Settings(host=host, port=url.port, password=url.password, username=url.username)
     try:
         settings.check()
     except BadSetting as error:

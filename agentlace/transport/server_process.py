@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 from agentlace.config import BadSetting, BrokerURL
 from agentlace.errors import AgentlaceError, BrokerUnreachable, MissingExtra
@@ -49,10 +50,11 @@ class Settings:
         host: address to bind; anything but loopback needs a password.
         port: TCP port.
         directory: where the append-only file lives; None keeps everything in memory.
-        password: of the default user.
+        password: of the default user, and of ``username``.
         maxmemory: as in ``redis.conf`` (``4gb``), at least 16 MiB; empty for half of the
             machine's memory, at most 4 GiB.
         appendfsync: ``everysec``, ``always`` or ``no`` (when the kernel likes).
+        username: a second user beside the default one, with the same rights.
     """
 
     host: str = "127.0.0.1"
@@ -61,17 +63,27 @@ class Settings:
     password: str | None = field(default=None, repr=False)
     maxmemory: str = ""
     appendfsync: str = "everysec"
+    username: str | None = None
 
     @property
     def url(self) -> BrokerURL:
         """Return the address under which this machine reaches the broker."""
         host = _ANY_ADDRESS.get(self.host, self.host)
-        return BrokerURL("redis", host, self.port, password=self.password)
+        return BrokerURL("redis", host, self.port, "", self.username, self.password)
+
+    @property
+    def name(self) -> str:
+        """Return what its files are called: by the port, as no two servers can have the same.
+
+        But each IPv6 address, and each further one of this machine, has ports of its own.
+        """
+        usual = self.host in ("127.0.0.1", "localhost", "0.0.0.0", "*")
+        return f"{self.port}" if usual else f"{self.port}@{quote(self.host, safe=':')}"
 
     @property
     def socket_path(self) -> Path:
         """Return the path of the broker's Unix socket."""
-        return runtime_directory() / f"{self.port}.sock"
+        return runtime_directory() / f"{self.name}.sock"
 
     def check(self) -> None:
         """Check what can be checked before a server is started.
@@ -79,6 +91,8 @@ class Settings:
         Raises:
             BadSetting: the server would refuse a value, or be of no use with it.
         """
+        if self.username and re.search(r"[\s\0]", self.username):
+            raise BadSetting("username", self.username, "it must have no spaces in it")
         if self.directory == "":
             raise BadSetting("dir", "", "it is empty: name a directory, or leave the option out")
         if self.appendfsync not in APPENDFSYNC:
@@ -106,7 +120,16 @@ class Settings:
             settings["unixsocket"] = str(self.socket_path)
         if self.password:
             settings["requirepass"] = self.password
-        return "".join(f"{name} {_quoted(value)}\n" for name, value in settings.items())
+        lines = [f"{name} {_quoted(value)}\n" for name, value in settings.items()]
+        return "".join(lines) + self._user()
+
+    def _user(self) -> str:
+        """Return the line that lets ``username`` in; the default user has one already."""
+        if self.username in (None, "", "default"):
+            return ""
+        secret = f">{self.password}" if self.password else "nopass"
+        rules = [self.username, "reset", "on", secret, "~*", "&*", "+@all"]
+        return f"user {' '.join(map(_quoted, rules))}\n"
 
 
 def _quoted(text: str) -> str:

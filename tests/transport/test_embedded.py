@@ -46,6 +46,16 @@ def url_of(port, password=""):
     return BrokerURL("redis", "127.0.0.1", port, password=password or None)
 
 
+def channel_to_url(url):
+    return contextlib.closing(Broker(url).channel())
+
+
+def has_ipv6():
+    with contextlib.suppress(OSError), socket.create_server(("::1", 0), family=socket.AF_INET6):
+        return True
+    return False
+
+
 def supervisor_of(port):
     (server,) = brokers_on(port)
     return psutil.Process(server).parent().pid
@@ -159,6 +169,48 @@ def test_a_password_is_kept_secret(port):
         log = EmbeddedBroker(Settings(port=port)).log_path
         wait_until(log.exists)
         assert PASSWORD.encode() not in log.read_bytes()
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="needs the IPv6 loopback address")
+def test_it_is_bound_to_the_address_that_was_asked_for(port):
+    for host in ("[::1]", "127.0.0.1"):  # the second one finds no broker on its own address
+        ensure(BrokerURL.parse(f"redis://{host}:{port}"))
+    assert len(brokers_on(port)) == 2
+    with (
+        channel_to(f"redis://[::1]:{port}") as six,
+        channel_to(f"redis://127.0.0.1:{port}") as four,
+    ):
+        six.call("SET", "key", "value")
+        assert bytes(six.call("GET", "key")) == b"value" and four.call("GET", "key") is None
+        for channel in (six, four):
+            assert channel._link.sock.family == socket.AF_UNIX
+        paths = {bytes(channel.call("CONFIG", "GET", "unixsocket")[1]) for channel in (six, four)}
+        assert len(paths) == 2
+
+
+@pytest.mark.parametrize("password", ["", PASSWORD])
+@pytest.mark.parametrize("user", ["robot", "default", 'r"o\\b#ü', ">x"])
+def test_the_user_of_the_address_may_do_everything(port, user, password):
+    url = BrokerURL("redis", "localhost", port, "", user, password or None)
+    ensure(url)
+    for name in (user, None):
+        with channel_to_url(
+            BrokerURL("redis", "localhost", port, "", name, url.password)
+        ) as channel:
+            channel.call("SET", "key", "value")
+            channel.call("PUBLISH", "channel", "message")
+            assert channel.call("CONFIG", "GET", "appendonly")[1] == b"no"
+            assert channel.call("ACL", "WHOAMI") == (name or "default").encode()
+    if password:
+        with channel_to_url(BrokerURL("redis", "localhost", port, "", user, "wrong")) as channel:
+            with pytest.raises(BrokerAuthFailed):
+                channel.call("PING")
+
+
+def test_a_user_that_no_server_can_have(port):
+    with pytest.raises(BrokerUnreachable, match="username 'a b': it must have no spaces"):
+        ensure(BrokerURL.parse(f"redis://a%20b:secret@localhost:{port}"))
+    assert not brokers_on(port)
 
 
 def test_a_port_that_something_else_has(port):
