@@ -164,7 +164,8 @@ class EmbeddedBroker:
 def ensure(url: BrokerURL) -> None:
     """Make sure that a broker answers at ``url``, starting the embedded one on this machine.
 
-    Blocks until a broker answers, at most START_TIMEOUT_S.
+    Blocks until a broker answers, at most START_TIMEOUT_S, and STOP_TIMEOUT_S more to end one that
+    was started and is of no use here: whatever this raises, nothing that it started is left.
 
     Raises:
         BrokerUnreachable: none answers, and it is not ours to start.
@@ -179,8 +180,13 @@ def ensure(url: BrokerURL) -> None:
     settings = _settings_for(url)
     linger_s = float(os.environ.get("AGENTLACE_EMBEDDED_LINGER_S", LINGER_S))
     with tempfile.TemporaryFile() as output:
-        supervisor = _start_supervisor(settings, linger_s, output)
-        _wait_for_answer(url, supervisor, output)
+        supervisor = _start_supervisor(output)
+        try:
+            _tell(supervisor, settings, linger_s)
+            _wait_for_answer(url, supervisor, output)
+        except BaseException:
+            _end(supervisor)
+            raise
     if supervisor.returncode is None:
         text = "no broker at %s: started the embedded one (it ends %g s after its last client)"
         log.warning(text, url, linger_s)
@@ -203,9 +209,7 @@ def _ping(url: BrokerURL) -> None:
         channel.call("PING")
 
 
-def _start_supervisor(
-    settings: Settings, linger_s: float, output: IO[bytes]
-) -> subprocess.Popen[bytes]:
+def _start_supervisor(output: IO[bytes]) -> subprocess.Popen[bytes]:
     supervisor = subprocess.Popen(
         [sys.executable, "-m", "agentlace.transport.supervisor"],
         stdin=subprocess.PIPE,
@@ -213,12 +217,25 @@ def _start_supervisor(
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
-    assert supervisor.stdin is not None
-    with contextlib.suppress(BrokenPipeError), supervisor.stdin as stdin:
-        stdin.write(json.dumps([asdict(settings), linger_s]).encode())
     # It outlives this process; if it ends before, it must not remain as a zombie.
     threading.Thread(target=supervisor.wait, name="reap supervisor", daemon=True).start()
     return supervisor
+
+
+def _tell(supervisor: subprocess.Popen[bytes], settings: Settings, linger_s: float) -> None:
+    assert supervisor.stdin is not None
+    with contextlib.suppress(BrokenPipeError), supervisor.stdin as stdin:
+        stdin.write(json.dumps([asdict(settings), linger_s]).encode())
+
+
+def _end(supervisor: subprocess.Popen[bytes]) -> None:
+    """End the supervisor, which ends its broker, if they run."""
+    supervisor.terminate()
+    try:
+        supervisor.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        supervisor.kill()
+        supervisor.wait()
 
 
 def _wait_for_answer(

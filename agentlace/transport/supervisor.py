@@ -50,7 +50,7 @@ def main() -> int:
         supervise(Settings(**settings), linger_s)
     except KeyboardInterrupt:
         pass
-    except AgentlaceError as error:
+    except (AgentlaceError, OSError) as error:
         sys.stderr.write(f"{getattr(error, 'reason', error)}\n")
         return 1
     return 0

@@ -24,7 +24,7 @@ from transport_support import (
 )
 
 from agentlace.config import BadSetting, BrokerURL
-from agentlace.errors import BrokerAuthFailed, BrokerUnreachable, MissingExtra
+from agentlace.errors import AgentlaceError, BrokerAuthFailed, BrokerUnreachable, MissingExtra
 from agentlace.transport import embedded, server_process
 from agentlace.transport.connection import Broker
 from agentlace.transport.embedded import EmbeddedBroker, Settings, ensure
@@ -211,6 +211,39 @@ def test_a_user_that_no_server_can_have(port):
     with pytest.raises(BrokerUnreachable, match="username 'a b': it must have no spaces"):
         ensure(BrokerURL.parse(f"redis://a%20b:secret@localhost:{port}"))
     assert not brokers_on(port)
+
+
+def test_a_broker_that_its_starter_cannot_use_does_not_linger(port, monkeypatch):
+    monkeypatch.setenv("AGENTLACE_EMBEDDED_LINGER_S", "600")
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    with pytest.raises(AgentlaceError, match="DB index is out of range"):
+        ensure(BrokerURL("redis", "127.0.0.1", port, db=1_000_000))
+    assert not brokers_on(port)
+    assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
+
+
+def test_an_interrupted_starter_leaves_nothing(port, monkeypatch):
+    """Ctrl-C comes when the broker runs and before it was found to answer, or just after."""
+    monkeypatch.setenv("AGENTLACE_EMBEDDED_LINGER_S", "600")
+    code = (
+        "from agentlace.config import BrokerURL\n"
+        "from agentlace.transport.embedded import ensure\n"
+        f"ensure(BrokerURL('redis', '127.0.0.1', {port}, db=1_000_000))\n"
+    )
+    starter = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    wait_until(lambda: brokers_on(port) or starter.poll() is not None)
+    starter.send_signal(signal.SIGINT)
+    assert starter.wait(30) != 0
+    wait_until(lambda: not brokers_on(port))
+
+
+def test_what_keeps_the_supervisor_from_starting_is_said_in_a_line(port, monkeypatch, tmp_path):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    (tmp_path / f"agentlace-{os.getuid()}").symlink_to(tmp_path)
+    with pytest.raises(BrokerUnreachable, match=r"did not start: .* belongs to somebody") as caught:
+        ensure(url_of(port))
+    assert "\n" not in str(caught.value) and "start one with" not in str(caught.value)
+    assert "point AGENTLACE_BROKER at a running broker" in str(caught.value)
 
 
 def test_a_port_that_something_else_has(port):
