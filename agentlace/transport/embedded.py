@@ -9,6 +9,7 @@ last client has been gone for a while.
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import logging
 import os
@@ -45,6 +46,8 @@ LINGER_S = 30.0
 """An embedded broker that belongs to nobody ends so long after its last client has gone."""
 JOIN_TIMEOUT_S = 2.0
 """So long after it lost the race for the port, the winner's broker must answer."""
+OUTPUT_BYTES = 1 << 20
+"""More than a server writes before it is ready."""
 HINT = "mend that, or point AGENTLACE_BROKER at a running broker"
 
 
@@ -85,10 +88,10 @@ class EmbeddedBroker:
         number, path = tempfile.mkstemp(".log", f"{self.settings.name}.", runtime_directory())
         self._output = Path(path)
         try:
-            with open(number, "wb") as output:
+            with open(number, "w+b") as output:
                 self._launch(command, output, lock)
-            self._wait_until_ready(time.monotonic() + timeout_s)
-            self._output = self._output.replace(self.log_path)
+                self._wait_until_ready(output.fileno(), time.monotonic() + timeout_s)
+            self._take_over_log()
         except BaseException:
             self.stop()
             self._output.unlink(missing_ok=True)
@@ -110,12 +113,23 @@ class EmbeddedBroker:
         with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
             stdin.write(self.settings.config().encode())
 
-    def _wait_until_ready(self, deadline: float) -> None:
+    def _take_over_log(self) -> None:
+        """Give the log its lasting name, and remove those of starters that were killed.
+
+        The port is ours, so whoever else has one waits in vain, and reads it by its descriptor.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            self._output = self._output.replace(self.log_path)
+        for left in runtime_directory().glob(f"{glob.escape(self.settings.name)}.*.log"):
+            left.unlink(missing_ok=True)
+
+    def _wait_until_ready(self, output: int, deadline: float) -> None:
         broker = Broker(self.settings.url)
         while True:
             status = self.wait(POLL_S)
             if status is not None:
-                raise failure(self.settings, self._output.read_text(errors="replace"))
+                said = os.pread(output, OUTPUT_BYTES, 0).decode(errors="replace")
+                raise failure(self.settings, said)
             try:
                 with contextlib.closing(broker.channel(ANSWER_TIMEOUT_S)) as channel:
                     if f"process_id:{self.pid}\r\n".encode() in bytes(channel.call("INFO")):

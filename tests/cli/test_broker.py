@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -118,7 +119,9 @@ def test_it_ends_with_its_server():
         server.kill()
         assert process.wait(DEADLINE_S) == 1
         said = process.stdout.read()
-        assert f"{process.port}.log" in said and "start one with" not in said
+        log = Path(re.search(r"its log is (.+)", said)[1])
+        assert log.name == f"{process.port}.log" and log.read_text()
+        assert "start one with" not in said
         assert re.search(r"^agentlace: .*ended with status -9", said)
         assert said.count("\n") == 1
 

@@ -296,6 +296,35 @@ def test_start_and_stop():
         assert running.pid != pid
 
 
+def files_of(port):
+    return {path.name for path in server_process.runtime_directory().glob(f"{port}.*")}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the kernel's parent death signal")
+@pytest.mark.parametrize("killed", ["supervisor", "server", "both"])
+def test_what_a_killed_broker_left_is_replaced(port, killed):
+    ensure(url_of(port))
+    (server,) = brokers_on(port)
+    supervisor = supervisor_of(port)
+    log, sock = EmbeddedBroker(Settings(port=port)).log_path, Settings(port=port).socket_path
+    wait_until(log.exists)
+    if killed != "server":
+        os.kill(supervisor, signal.SIGKILL)
+    if killed != "supervisor":
+        os.kill(server, signal.SIGKILL)
+    wait_until(lambda: not alive(server) and not alive(supervisor))
+    assert log.exists() and sock.exists() == (killed != "supervisor")
+    (log.parent / f"{port}.killed.log").write_text("of a starter that was killed")
+    with EmbeddedBroker(Settings(port=port)) as successor:
+        assert files_of(port) == {log.name, sock.name}
+        text = log.read_text()
+        assert f"pid={successor.pid}," in text and f"pid={server}," not in text
+        with channel_to(url_of(port)) as channel:
+            assert f"process_id:{successor.pid}\r\n".encode() in bytes(channel.call("INFO"))
+            assert channel._link.sock.family == socket.AF_UNIX
+    assert not files_of(port)
+
+
 def test_a_taken_port_is_named(own_broker):
     log = own_broker.log_path.read_text()
     with pytest.raises(BadSetting, match=r"(?i)address already in use"):
