@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -44,10 +45,6 @@ def port(monkeypatch):
 
 def url_of(port, password=""):
     return BrokerURL("redis", "127.0.0.1", port, password=password or None)
-
-
-def channel_to_url(url):
-    return contextlib.closing(Broker(url).channel())
 
 
 def has_ipv6():
@@ -173,37 +170,37 @@ def test_a_password_is_kept_secret(port):
 
 @pytest.mark.skipif(not has_ipv6(), reason="needs the IPv6 loopback address")
 def test_it_is_bound_to_the_address_that_was_asked_for(port):
-    for host in ("[::1]", "127.0.0.1"):  # the second one finds no broker on its own address
-        ensure(BrokerURL.parse(f"redis://{host}:{port}"))
-    assert len(brokers_on(port)) == 2
-    with (
-        channel_to(f"redis://[::1]:{port}") as six,
-        channel_to(f"redis://127.0.0.1:{port}") as four,
-    ):
+    with contextlib.ExitStack() as stack:
+        channels = []
+        for host in ("[::1]", "127.0.0.1"):  # the second one finds no broker on its own address
+            ensure(BrokerURL.parse(f"redis://{host}:{port}"))
+            channels.append(stack.enter_context(channel_to(f"redis://{host}:{port}")))
+            channels[-1].connect()
+        six, four = channels
+        assert len(brokers_on(port)) == 2
         six.call("SET", "key", "value")
         assert bytes(six.call("GET", "key")) == b"value" and four.call("GET", "key") is None
-        for channel in (six, four):
-            assert channel._link.sock.family == socket.AF_UNIX
-        paths = {bytes(channel.call("CONFIG", "GET", "unixsocket")[1]) for channel in (six, four)}
+        assert {channel._link.sock.family for channel in channels} == {socket.AF_UNIX}
+        paths = {bytes(channel.call("CONFIG", "GET", "unixsocket")[1]) for channel in channels}
         assert len(paths) == 2
 
 
 @pytest.mark.parametrize("password", ["", PASSWORD])
 @pytest.mark.parametrize("user", ["robot", "default", 'r"o\\b#ü', ">x"])
 def test_the_user_of_the_address_may_do_everything(port, user, password):
+    def connected(name, word):
+        return contextlib.closing(Broker(replace(url, username=name, password=word)).channel())
+
     url = BrokerURL("redis", "localhost", port, "", user, password or None)
     ensure(url)
-    for name in (user, None):
-        with channel_to_url(
-            BrokerURL("redis", "localhost", port, "", name, url.password)
-        ) as channel:
+    with connected(user, url.password) as mine, connected(None, url.password) as default:
+        for channel, name in ((mine, user), (default, "default")):
             channel.call("SET", "key", "value")
             channel.call("PUBLISH", "channel", "message")
             assert channel.call("CONFIG", "GET", "appendonly")[1] == b"no"
-            assert channel.call("ACL", "WHOAMI") == (name or "default").encode()
-    if password:
-        with channel_to_url(BrokerURL("redis", "localhost", port, "", user, "wrong")) as channel:
-            with pytest.raises(BrokerAuthFailed):
+            assert channel.call("ACL", "WHOAMI") == name.encode()
+        if password:
+            with connected(user, "wrong") as channel, pytest.raises(BrokerAuthFailed):
                 channel.call("PING")
 
 
@@ -304,15 +301,16 @@ def files_of(port):
 @pytest.mark.parametrize("killed", ["supervisor", "server", "both"])
 def test_what_a_killed_broker_left_is_replaced(port, killed):
     ensure(url_of(port))
-    (server,) = brokers_on(port)
-    supervisor = supervisor_of(port)
     log, sock = EmbeddedBroker(Settings(port=port)).log_path, Settings(port=port).socket_path
-    wait_until(log.exists)
-    if killed != "server":
-        os.kill(supervisor, signal.SIGKILL)
-    if killed != "supervisor":
-        os.kill(server, signal.SIGKILL)
-    wait_until(lambda: not alive(server) and not alive(supervisor))
+    with channel_to(url_of(port)) as channel:
+        channel.connect()  # which keeps the broker
+        (server,) = brokers_on(port)
+        victims = {"supervisor": supervisor_of(port), "server": server}
+        wait_until(log.exists)
+        for name in ("server", "supervisor"):
+            if killed in (name, "both"):
+                os.kill(victims[name], signal.SIGKILL)
+        wait_until(lambda: not any(map(alive, victims.values())))
     assert log.exists() and sock.exists() == (killed != "supervisor")
     (log.parent / f"{port}.killed.log").write_text("of a starter that was killed")
     with EmbeddedBroker(Settings(port=port)) as successor:
