@@ -9,7 +9,7 @@
     backoff.py              pauses between attempts
     memory.py               a broker inside this process
     embedded.py             a broker process that needs no installation
-    server_process.py       its program, its configuration, its life
+    server_process.py       its program and its configuration
     supervisor.py           the process that keeps it while somebody uses it
     presence.py             who is there; the lease of a server
     requests.py             act, obs, call, request: the caller's end
