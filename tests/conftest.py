@@ -1,5 +1,6 @@
 """Real brokers for the tests: the embedded Valkey over TCP and its Unix socket, and in-process."""
 
+import signal
 import socket
 import uuid
 
@@ -8,6 +9,10 @@ import pytest
 from agentlace.config import BrokerURL
 from agentlace.transport.connection import Broker
 from agentlace.transport.embedded import EmbeddedBroker, Settings
+
+# A shell lets its background jobs ignore Ctrl-C, and they their children: some tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def free_port():
