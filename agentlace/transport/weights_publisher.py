@@ -63,7 +63,7 @@ class WeightsPublisher:
         self._waiting: _Snapshot | None = None
         self._sending: _Snapshot | None = None
         self._newest: _Snapshot | None = None
-        self._failure: AgentlaceError | None = None
+        self._failure: Exception | None = None
         self._stopping = False
         self._thread: threading.Thread | None = None
         self._incarnation: int | None = None
@@ -141,18 +141,26 @@ class WeightsPublisher:
                 elif self._changed.wait_for(lambda: self._stopping, backoff.next_s()):
                     return
 
-    def _try_to_send(self, snapshot: _Snapshot, backoff: Backoff) -> AgentlaceError | None:
+    def _try_to_send(self, snapshot: _Snapshot, backoff: Backoff) -> Exception | None:
         try:
             self._send(snapshot)
         except AlreadyServed as error:
             log.error("network %d was not published: %s", snapshot.number, error)
             return error
-        except AgentlaceError as error:
+        except Exception as error:
             self._sent = None  # what arrived is unknown: everything is sent again
-            if backoff.is_news(error) and not self._stopping:
-                log.warning("network %d waits for the broker: %s", snapshot.number, error)
+            self._note(error, snapshot, backoff)
             return error
         return None
+
+    def _note(self, error: Exception, snapshot: _Snapshot, backoff: Backoff) -> None:
+        is_news = backoff.is_news(error) and not self._stopping
+        if not isinstance(error, AgentlaceError):
+            self._channel.disconnect()  # what is under way on it is unknown
+            if is_news:
+                log.error("network %d is tried again", snapshot.number, exc_info=error)
+        elif is_news:
+            log.warning("network %d waits for the broker: %s", snapshot.number, error)
 
     def _send(self, snapshot: _Snapshot) -> None:
         self._channel.connect()

@@ -77,12 +77,21 @@ class WeightsReceiver:
                 backoff.reset()
             except Closed:
                 return
-            except (AgentlaceError, _Superseded) as error:
+            except Exception as error:
                 next_poll = 0.0
-                is_news = not isinstance(error, _Superseded) and backoff.is_news(error)
-                if is_news and not self._stop.is_set():
-                    log.warning("weights of %s wait: %s", self._keys.name, error)
+                self._note(error, backoff)
                 self._stop.wait(backoff.next_s())
+
+    def _note(self, error: Exception, backoff: Backoff) -> None:
+        if isinstance(error, _Superseded):
+            return
+        is_news = backoff.is_news(error) and not self._stop.is_set()
+        if not isinstance(error, AgentlaceError):
+            self._channel.disconnect()  # what is under way on it is unknown
+            if is_news:
+                log.error("weights of %s are tried again", self._keys.name, exc_info=error)
+        elif is_news:
+            log.warning("weights of %s wait: %s", self._keys.name, error)
 
     def _deliver(self, manifest: Manifest | None) -> None:
         if manifest is None or (self.version and manifest.version <= self.version):

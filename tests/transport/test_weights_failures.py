@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 
+import numpy as np
 import pytest
 from transport_support import broker_at, channel_to, free_port, kill_clients, wait_until
 from weights_support import LARGE, LONG_S, SMALL, network, publish
@@ -124,3 +125,47 @@ def test_a_full_broker(own_broker, trainer, player, caplog):
         channel.call("CONFIG", "SET", "maxmemory", "0")
     assert publisher.flush(LONG_S)
     assert one.has(2)
+
+
+@pytest.fixture
+def out_of_memory(monkeypatch):
+    """Return a function: memory is refused so often to one of numpy's functions in a thread."""
+
+    def refuse(function, thread, times):
+        refused = []
+        real = getattr(np, function)
+
+        def scarce(*args, **kwargs):
+            if threading.current_thread().name == thread and len(refused) < times:
+                refused.append(args)
+                raise MemoryError("refused by the test")
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(np, function, scarce)
+        return refused
+
+    return refuse
+
+
+def test_a_trainer_short_of_memory(trainer, player, caplog, out_of_memory):
+    one, publisher = player(), trainer()
+    publish(publisher, 1, LARGE)
+    refused = out_of_memory("array_equal", "publish", 3)
+    publisher.publish(network(2, LARGE))
+    wait_until(lambda: refused)
+    assert publisher.flush(LONG_S)
+    assert one.has(2)
+    assert caplog.text.count("MemoryError: refused by the test") == 1
+    assert caplog.text.count("Traceback") == 1
+
+
+def test_an_actor_short_of_memory(trainer, player, caplog, out_of_memory):
+    one, publisher = player(), trainer()
+    publish(publisher, 1, LARGE)
+    assert one.has(1)
+    refused = out_of_memory("empty", "receive weights", 3)
+    publish(publisher, 2, LARGE)
+    assert one.has(2)
+    assert len(refused) == 3
+    assert caplog.text.count("MemoryError: refused by the test") == 1
+    assert caplog.text.count("Traceback") == 1
