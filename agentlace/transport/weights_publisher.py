@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
@@ -44,7 +45,7 @@ class _Snapshot:
 
     number: int
     data: memoryview
-    published_ms: float
+    taken_s: float
 
 
 class WeightsPublisher:
@@ -77,7 +78,7 @@ class WeightsPublisher:
     def publish(self, tree: Any) -> int:
         """Take a snapshot of a network and return its number; it is sent in the background.
 
-        Blocks only for the copy.
+        Blocks only for the copy, never for the broker.
 
         Raises:
             EncodeError: a value in it may not travel.
@@ -85,7 +86,7 @@ class WeightsPublisher:
             Closed: after :meth:`stop`.
         """
         data = codec.encode(tree).copy()
-        now_ms = self._broker.now_ms()
+        taken_s = time.monotonic()
         with self._changed:
             if self._stopping:
                 raise Closed("publish_network after stop()")
@@ -93,7 +94,7 @@ class WeightsPublisher:
                 raise self._failure.with_traceback(None)
             self.published += 1
             self.superseded += self._waiting is not None
-            self._waiting = self._newest = _Snapshot(self.published, data, now_ms)
+            self._waiting = self._newest = _Snapshot(self.published, data, taken_s)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="publish", daemon=True)
                 self._thread.start()
@@ -165,6 +166,7 @@ class WeightsPublisher:
     def _send(self, snapshot: _Snapshot) -> None:
         self._channel.connect()
         if self._channel.connects != self._connects:  # it may be another or an empty broker
+            self._broker.measure_clock(self._channel)
             self._connects, self._sent = self._channel.connects, None
         if self._incarnation is None:
             self._open()
@@ -174,7 +176,8 @@ class WeightsPublisher:
             head, leaves = snapshot.data, None
         else:
             head, leaves = self._send_leaves(snapshot, version)
-        manifest = Manifest(version, snapshot.published_ms, snapshot.data.nbytes, head, leaves)
+        published_ms = self._broker.now_ms() - (time.monotonic() - snapshot.taken_s) * 1000
+        manifest = Manifest(version, published_ms, snapshot.data.nbytes, head, leaves)
         self._announce(manifest)
         self._sent = (snapshot, manifest)
 

@@ -8,7 +8,7 @@ import threading
 
 import numpy as np
 import pytest
-from transport_support import broker_at, channel_to, free_port, kill_clients, wait_until
+from transport_support import Proxy, broker_at, channel_to, free_port, kill_clients, wait_until
 from weights_support import LARGE, LONG_S, SMALL, network, publish
 
 from agentlace.errors import BrokerUnreachable
@@ -18,6 +18,12 @@ from agentlace.transport.embedded import EmbeddedBroker, Settings
 @pytest.fixture
 def broker(own_broker):
     return broker_at(own_broker.settings.url)
+
+
+@pytest.fixture
+def proxy_to_own(own_broker):
+    with Proxy(own_broker.settings.port) as proxy:
+        yield proxy
 
 
 def test_through_cut_connections(broker, trainer, player):
@@ -169,3 +175,17 @@ def test_an_actor_short_of_memory(trainer, player, caplog, out_of_memory):
     assert len(refused) == 3
     assert caplog.text.count("MemoryError: refused by the test") == 1
     assert caplog.text.count("Traceback") == 1
+
+
+def test_publishing_does_not_wait_for_the_broker(own_broker, trainer, player, proxy_to_own):
+    """The first network of a trainer whose broker does not answer: it knows no clock yet."""
+    proxy_to_own.flows.clear()
+    publisher = trainer(broker_at(f"redis://127.0.0.1:{proxy_to_own.port}", over_tcp=True))
+    assert [publisher.publish(network(n, LARGE)) for n in (1, 2)] == [1, 2]
+    direct = broker_at(own_broker.settings.url)
+    published_ms = direct.now_ms()
+    proxy_to_own.flows.set()
+    one = player()
+    assert one.has(2)
+    error_ms = direct.clock_error_ms + publisher._broker.clock_error_ms
+    assert one.receiver.published_ms <= published_ms + error_ms
