@@ -17,7 +17,12 @@ class TrainerSMInterface:
     """Stands for both TrainerServer and TrainerClient in one process with several threads.
 
     Both ends work on the same data store, so ``update`` has nothing to do. Thread-safe.
-    Callbacks run in the caller's thread.
+
+    The network callback runs in a caller's thread, before ``publish_network`` returns; but if it
+    is running already, for another thread or because it publishes itself, then it is called with
+    the newest network afterwards, where it is running. As over a broker, an exception of it is
+    logged, each version comes at most once and never after a newer one, and versions may be
+    skipped.
     """
 
     def __init__(self) -> None:
@@ -27,30 +32,47 @@ class TrainerSMInterface:
         self._stores: dict[str, Any] = {}
         self._newest: tuple[int, Any, float] | None = None
         self._delivered = 0
+        self._handed = 0
+        self._is_delivering = False
 
     def recv_network_callback(self, callback: Callable[[Any], object]) -> None:
         """Call back with each network, the newest one at once if there is one."""
         with self._lock:
-            self._network_callback = callback
-            newest = self._newest
-        if newest is not None:
-            self._deliver(newest)
+            self._network_callback, self._handed = callback, 0
+        self._deliver()
 
     def publish_network(self, payload: Any) -> int:
         """Hand a copy of a network to the callback, and return its number."""
         tree = snapshot(payload)
         with self._lock:
             number = 1 if self._newest is None else self._newest[0] + 1
-            self._newest = newest = (number, tree, time.monotonic())
-        self._deliver(newest)
+            self._newest = (number, tree, time.monotonic())
+        self._deliver()
         return number
 
-    def _deliver(self, newest: tuple[int, Any, float]) -> None:
-        callback = self._network_callback
-        if callback is not None:
-            with self._lock:
-                self._delivered = max(self._delivered, newest[0])
-            callback(newest[1])
+    def _deliver(self) -> None:
+        """Call back with the newest network, until the callback has had that."""
+        while (due := self._take()) is not None:
+            callback, number, tree = due
+            try:
+                callback(tree)
+            except Exception:
+                log.exception("the callback for network %d raised", number)
+            finally:
+                with self._lock:
+                    self._is_delivering = False
+
+    def _take(self) -> tuple[Callable[[Any], object], int, Any] | None:
+        """Return what this thread is to deliver; None if nothing, or if another call is at it."""
+        with self._lock:
+            callback, newest = self._network_callback, self._newest
+            if self._is_delivering or callback is None or newest is None:
+                return None
+            if newest[0] <= self._handed:
+                return None
+            self._is_delivering = True
+            self._handed = self._delivered = newest[0]
+            return callback, newest[0], newest[1]
 
     @property
     def published_version(self) -> int:

@@ -50,6 +50,87 @@ def test_a_late_actor_gets_the_newest_at_once():
     assert seen == [2, 3]
 
 
+def test_many_publishers_deliver_in_order_and_nothing_twice():
+    both, seen = TrainerSMInterface(), Log()
+    n_threads, n_each = 8, 50
+    running, overlaps = threading.Lock(), []
+
+    def callback(tree):
+        if not running.acquire(blocking=False):
+            return overlaps.append(tree)
+        seen((both.policy_version, tree))
+        running.release()
+
+    both.recv_network_callback(callback)
+
+    def publish(k):
+        return [both.publish_network((k, i)) for i in range(n_each)]
+
+    threads = [InThread(lambda k=k: publish(k)) for k in range(n_threads)]
+    published = {n: (k, i) for k, t in enumerate(threads) for i, n in enumerate(t.result())}
+    assert sorted(published) == list(range(1, n_threads * n_each + 1))
+    versions = [version for version, _ in seen]
+    assert versions == sorted(set(versions))
+    assert versions[-1] == n_threads * n_each
+    assert all(published[version] == tree for version, tree in seen)
+    assert not overlaps
+
+
+def test_an_older_network_does_not_overtake():
+    """One publisher is still in the callback while others publish."""
+    both, seen = TrainerSMInterface(), Log()
+    entered, leave = threading.Event(), threading.Event()
+
+    def callback(n):
+        seen(n)
+        if n == 1:
+            entered.set()
+            assert leave.wait(20)
+
+    both.recv_network_callback(callback)
+    first = InThread(lambda: both.publish_network(1))
+    assert entered.wait(20)
+    others = [InThread(lambda n=n: both.publish_network(n)) for n in (2, 2, 2)]
+    assert sorted(other.result() for other in others) == [2, 3, 4]
+    assert seen == [1]
+    leave.set()
+    assert first.result() == 1
+    assert seen == [1, 2]
+    assert both.policy_version == 4
+
+
+def test_a_callback_may_publish_and_register():
+    both, seen, late = TrainerSMInterface(), Log(), Log()
+
+    def callback(n):
+        seen(n)
+        if n < 3:
+            both.publish_network(n + 1)
+            assert InThread(lambda: both.publish_network(n + 1)).result()
+        else:
+            both.recv_network_callback(late)
+
+    both.recv_network_callback(callback)
+    both.publish_network(1)
+    assert seen == [1, 2, 3]
+    assert late == [3]
+    both.publish_network(9)
+    assert (seen, late) == ([1, 2, 3], [3, 9])
+
+
+def test_a_callback_that_raises_is_called_again(caplog):
+    both, seen = TrainerSMInterface(), Log()
+
+    def callback(n):
+        seen(n)
+        raise RuntimeError("cannot use it")
+
+    both.recv_network_callback(callback)
+    assert [both.publish_network(n) for n in (1, 2)] == [1, 2]
+    assert seen == [1, 2]
+    assert "cannot use it" in caplog.text
+
+
 def test_requests():
     both = TrainerSMInterface()
     assert both.request("send-stats", {}) is None
