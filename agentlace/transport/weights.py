@@ -8,7 +8,8 @@ frozen encoder is sent once.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -20,8 +21,13 @@ from agentlace.transport.keys import ServiceKeys
 INLINE_BYTES = 64 << 10
 """Networks up to this size ride inside the notification."""
 
+BATCH_BYTES = 8 << 20
+"""Leaves travel several at a time, in one write; this is under way at most, or one key's bytes."""
+BATCH_KEYS = 256
+
 MANIFEST = "weights"
 
+T = TypeVar("T")
 LeafKeys = list[str]
 """Keys of a leaf's bytes, in order; none for an empty leaf."""
 
@@ -83,6 +89,20 @@ def newest_manifest(channel: Channel, keys: ServiceKeys) -> Manifest | None:
     """Return the newest version's manifest, None if no network was published yet."""
     value = channel.call("GET", keys.weights)
     return None if value is None else Manifest.decode(value)
+
+
+def batches(sized: Iterable[tuple[T, int]]) -> Iterator[list[T]]:
+    """Group items, given with their bytes, into what travels in one write."""
+    batch: list[T] = []
+    total = 0
+    for item, nbytes in sized:
+        if batch and (total + nbytes > BATCH_BYTES or len(batch) == BATCH_KEYS):
+            yield batch
+            batch, total = [], 0
+        batch.append(item)
+        total += nbytes
+    if batch:
+        yield batch
 
 
 def snapshot(tree: Any) -> Any:

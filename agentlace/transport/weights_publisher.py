@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,16 +24,18 @@ from agentlace.transport.backoff import Backoff
 from agentlace.transport.connection import Broker, Channel
 from agentlace.transport.keys import LEAF_MS, ServiceKeys
 from agentlace.transport.weights import (
+    BATCH_BYTES,
     INLINE_BYTES,
     LeafKeys,
     Manifest,
     Version,
+    batches,
     newest_manifest,
 )
 
 log = logging.getLogger(__name__)
 
-PART_BYTES = 32 << 20
+PART_BYTES = BATCH_BYTES
 """Larger leaves are split over several keys."""
 KEPT_VERSIONS = 2
 STOP_TIMEOUT_S = 5.0
@@ -198,18 +201,16 @@ class WeightsPublisher:
         data = snapshot.data
         header_end, spans = codec.leaf_spans(data)
         unchanged = self._unchanged(data, spans)
-        leaves: list[LeafKeys] = []
-        for number, (offset, nbytes) in enumerate(spans):
-            if number in unchanged:
-                leaves.append(unchanged[number])
-                continue
-            leaves.append([])
-            for part, start in enumerate(range(offset, offset + nbytes, PART_BYTES)):
-                end = min(start + PART_BYTES, offset + nbytes)
-                key = self._keys.leaf(str(version), number, part)
-                value = codec.Frame([data[start:end]], end - start)
-                self._channel.call("SET", key, value, "PX", LEAF_MS, timeout_s=SEND_TIMEOUT_S)
-                leaves[-1].append(key)
+        leaves = [unchanged.get(number, []) for number in range(len(spans))]
+        changed = [number for number in range(len(spans)) if number not in unchanged]
+        sized = []
+        for number, start, end in _parts(spans, changed):
+            key = self._keys.leaf(str(version), number, len(leaves[number]))
+            value = codec.Frame([data[start:end]], end - start)
+            sized.append((("SET", key, value, "PX", LEAF_MS), end - start))
+            leaves[number].append(key)
+        for batch in batches(sized):
+            self._channel.checked(self._channel.exchange(batch, SEND_TIMEOUT_S))
         return data[:header_end], leaves
 
     def _unchanged(self, data: memoryview, spans: list[tuple[int, int]]) -> dict[int, LeafKeys]:
@@ -281,6 +282,14 @@ class WeightsPublisher:
         self._channel.close()
         if self._thread is not None:
             self._thread.join(STOP_TIMEOUT_S)
+
+
+def _parts(spans: list[tuple[int, int]], numbers: list[int]) -> Iterator[tuple[int, int, int]]:
+    """Return the number, the start and the end of each part of these leaves."""
+    for number in numbers:
+        offset, nbytes = spans[number]
+        for start in range(offset, offset + nbytes, PART_BYTES):
+            yield number, start, min(start + PART_BYTES, offset + nbytes)
 
 
 def _same_bytes(a: memoryview, b: memoryview) -> bool:

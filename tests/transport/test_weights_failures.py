@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 from transport_support import Proxy, broker_at, channel_to, free_port, kill_clients, wait_until
-from weights_support import LARGE, LONG_S, SMALL, network, publish
+from weights_support import LARGE, LONG_S, SMALL, leaf_keys, network, publish
 
 from agentlace.errors import BrokerUnreachable
 from agentlace.transport.embedded import EmbeddedBroker, Settings
@@ -189,3 +189,19 @@ def test_publishing_does_not_wait_for_the_broker(own_broker, trainer, player, pr
     assert one.has(2)
     error_ms = direct.clock_error_ms + publisher._broker.clock_error_ms
     assert one.receiver.published_ms <= published_ms + error_ms
+
+
+def small_leaves(n):
+    return network(n) | {"small": [np.full(256, n, np.float32) for _ in range(200)]}
+
+
+def test_leaves_do_not_wait_for_each_other(own_broker, trainer, proxy_to_own, keys):
+    """Many are sent although the broker's answer to the first is held up."""
+    publisher = trainer(broker_at(f"redis://127.0.0.1:{proxy_to_own.port}", over_tcp=True))
+    publish(publisher, 1)
+    with channel_to(own_broker.settings.url) as channel:
+        proxy_to_own.flows.clear()
+        publisher.publish(small_leaves(2))
+        wait_until(lambda: len(leaf_keys(channel, keys)) == 202)
+        proxy_to_own.flows.set()
+        assert publisher.flush(LONG_S)
