@@ -21,8 +21,11 @@ from agentlace.transport.keys import ServiceKeys
 INLINE_BYTES = 64 << 10
 """Networks up to this size ride inside the notification."""
 
-BATCH_BYTES = 8 << 20
-"""Leaves travel several at a time, in one write; this is under way at most, or one key's bytes."""
+BATCH_BYTES = 2 << 20
+"""Leaves travel several at a time, so many bytes (or one key's) and keys in one write.
+
+With more bytes both ends work outside of their caches, and 100 MB take longer over TCP.
+"""
 BATCH_KEYS = 256
 
 MANIFEST = "weights"
@@ -75,7 +78,10 @@ class Manifest(NamedTuple):
             nbytes, head = int(meta["nbytes"]), tree["head"].data
             if not head.nbytes <= nbytes <= codec.MAX_FRAME_BYTES:
                 raise ValueError(f"a network of {nbytes} bytes")
-            return cls(version, float(meta["ms"]), nbytes, head, tree["leaves"])
+            leaves = tree["leaves"]
+            if not all(type(key) is str for leaf in leaves or () for key in leaf):
+                raise TypeError("keys that are no text")
+            return cls(version, float(meta["ms"]), nbytes, head, leaves)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DecodeError(f"a damaged weights manifest: {error}") from error
 

@@ -24,7 +24,6 @@ from agentlace.transport.backoff import Backoff
 from agentlace.transport.connection import Broker, Channel
 from agentlace.transport.keys import LEAF_MS, ServiceKeys
 from agentlace.transport.weights import (
-    BATCH_BYTES,
     INLINE_BYTES,
     LeafKeys,
     Manifest,
@@ -35,7 +34,7 @@ from agentlace.transport.weights import (
 
 log = logging.getLogger(__name__)
 
-PART_BYTES = BATCH_BYTES
+PART_BYTES = 8 << 20
 """Larger leaves are split over several keys."""
 KEPT_VERSIONS = 2
 STOP_TIMEOUT_S = 5.0

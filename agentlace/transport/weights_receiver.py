@@ -9,23 +9,19 @@ from collections.abc import Callable
 from typing import Any
 
 from agentlace import codec
-from agentlace.errors import AgentlaceError, Closed, DecodeError
+from agentlace.errors import AgentlaceError, Closed
 from agentlace.transport.backoff import Backoff
 from agentlace.transport.connection import Broker
 from agentlace.transport.keys import ServiceKeys
 from agentlace.transport.subscription import Subscription
-from agentlace.transport.weights import LeafKeys, Manifest, Version, newest_manifest
+from agentlace.transport.weights import Manifest, Version, newest_manifest
+from agentlace.transport.weights_fetch import Fetcher, Superseded
 
 log = logging.getLogger(__name__)
 
 POLL_S = 5.0
 """The pointer is also read without a notification, so that a deaf subscription is noticed."""
 JOIN_TIMEOUT_S = 5.0
-FETCH_TIMEOUT_S = 30.0
-
-
-class _Superseded(Exception):
-    """A leaf is gone: a newer version was published while this one was being fetched."""
 
 
 class WeightsReceiver:
@@ -46,8 +42,7 @@ class WeightsReceiver:
         self._channel = broker.channel()
         self._subscription = Subscription(broker, keys.weights_channel)
         self._stop = threading.Event()
-        self._frozen: dict[str, memoryview] = {}
-        self._last_keys: set[str] = set()
+        self._fetcher = Fetcher(self._channel)
         self.version: Version | None = None
         self.published_ms: float | None = None
         self.received = 0
@@ -83,7 +78,7 @@ class WeightsReceiver:
                 self._stop.wait(backoff.next_s())
 
     def _note(self, error: Exception, backoff: Backoff) -> None:
-        if isinstance(error, _Superseded):
+        if isinstance(error, Superseded):
             return
         is_news = backoff.is_news(error) and not self._stop.is_set()
         if not isinstance(error, AgentlaceError):
@@ -96,50 +91,13 @@ class WeightsReceiver:
     def _deliver(self, manifest: Manifest | None) -> None:
         if manifest is None or (self.version and manifest.version <= self.version):
             return
-        data = manifest.head if manifest.leaves is None else self._fetch(manifest)
-        tree = codec.decode(data).tree
+        tree = codec.decode(self._fetcher.fetch(manifest)).tree
         self.version, self.published_ms = manifest.version, manifest.published_ms
         self.received += 1
         try:
             self._callback(tree)
         except Exception:
             log.exception("the callback for network %s raised", manifest.version)
-
-    def _fetch(self, manifest: Manifest) -> memoryview:
-        """Return the network's whole frame: its header, and the leaves at their places."""
-        try:
-            data = self._assembled(manifest, manifest.leaves or [])
-        except (TypeError, ValueError) as error:
-            raise DecodeError(f"network {manifest.version} is damaged: {error}") from error
-        self._last_keys = manifest.keys
-        self._frozen = {key: self._frozen[key] for key in self._frozen if key in self._last_keys}
-        return data
-
-    def _assembled(self, manifest: Manifest, leaves: list[LeafKeys]) -> memoryview:
-        data = codec.Frame([], manifest.nbytes).copy()
-        data[: manifest.head.nbytes] = manifest.head
-        _, spans = codec.leaf_spans(data)
-        for (offset, nbytes), keys in zip(spans, leaves, strict=True):
-            end = offset
-            for key in keys:
-                part = self._part(key)
-                start, end = end, end + len(part)
-                data[start:end] = part
-            if end != offset + nbytes:
-                raise DecodeError(f"a leaf of {nbytes} bytes arrived with {end - offset}")
-        return data
-
-    def _part(self, key: str) -> memoryview:
-        """Return a part's bytes; one that a second version refers to is kept from then on."""
-        if key in self._frozen:
-            return self._frozen[key]
-        value = self._channel.call("GET", key, timeout_s=FETCH_TIMEOUT_S)
-        if value is None:
-            raise _Superseded
-        part = memoryview(value)
-        if key in self._last_keys:
-            self._frozen[key] = part
-        return part
 
     def stop(self) -> None:
         """Stop receiving; a callback that is running may finish first (JOIN_TIMEOUT_S)."""

@@ -202,7 +202,7 @@ def test_leaves_that_did_not_change_are_sent_once(trainer, player, channel, keys
     assert {key.split(":")[-3].split("-")[1] for key in encoder} == {"1"}
     assert {key.split(":")[-3].split("-")[1] for leaf in others for key in leaf} == {"10"}
     assert one.got == list(range(1, 11))
-    assert set(one.receiver._frozen) <= leaf_keys(channel, keys)
+    assert set(one.receiver._fetcher._frozen) <= leaf_keys(channel, keys)
     late = player()
     assert late.has(10)
 
@@ -331,6 +331,14 @@ def test_a_manifest_is_checked(nbytes):
     again = Manifest.decode(bytes(whole.encode()))
     assert again.version == (1, 2)
     assert again.keys == {"a"}
+
+
+@pytest.mark.parametrize("leaves", [5, [5], [[5]], [[None]], {1: 2}])
+def test_a_manifests_leaves_are_checked(leaves):
+    frame = codec.encode(network(1))
+    manifest = Manifest(Version(1, 2), 3.0, frame.nbytes, frame.copy(), leaves)
+    with pytest.raises(DecodeError):
+        Manifest.decode(bytes(manifest.encode()))
 
 
 def test_it_is_restored_if_the_broker_has_lost_it(trainer, player, channel, keys):

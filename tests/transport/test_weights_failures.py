@@ -3,16 +3,18 @@
 import contextlib
 import logging
 import os
+import re
 import signal
 import threading
 
 import numpy as np
 import pytest
-from transport_support import Proxy, broker_at, channel_to, free_port, kill_clients, wait_until
-from weights_support import LARGE, LONG_S, SMALL, leaf_keys, network, publish
+from transport_support import broker_at, channel_to, free_port, kill_clients, wait_until
+from weights_support import LARGE, LONG_S, SMALL, SlowLink, leaf_keys, network, publish
 
 from agentlace.errors import BrokerUnreachable
 from agentlace.transport.embedded import EmbeddedBroker, Settings
+from agentlace.transport.weights import BATCH_BYTES
 
 
 @pytest.fixture
@@ -21,9 +23,11 @@ def broker(own_broker):
 
 
 @pytest.fixture
-def proxy_to_own(own_broker):
-    with Proxy(own_broker.settings.port) as proxy:
-        yield proxy
+def link(own_broker):
+    """A slow link to the broker, which is open at first."""
+    with SlowLink(own_broker.settings.port) as link:
+        link.open()
+        yield link
 
 
 def test_through_cut_connections(broker, trainer, player):
@@ -177,14 +181,14 @@ def test_an_actor_short_of_memory(trainer, player, caplog, out_of_memory):
     assert caplog.text.count("Traceback") == 1
 
 
-def test_publishing_does_not_wait_for_the_broker(own_broker, trainer, player, proxy_to_own):
+def test_publishing_does_not_wait_for_the_broker(own_broker, trainer, player, link):
     """The first network of a trainer whose broker does not answer: it knows no clock yet."""
-    proxy_to_own.flows.clear()
-    publisher = trainer(broker_at(f"redis://127.0.0.1:{proxy_to_own.port}", over_tcp=True))
+    link.hold()
+    publisher = trainer(link.broker)
     assert [publisher.publish(network(n, LARGE)) for n in (1, 2)] == [1, 2]
     direct = broker_at(own_broker.settings.url)
     published_ms = direct.now_ms()
-    proxy_to_own.flows.set()
+    link.open()
     one = player()
     assert one.has(2)
     error_ms = direct.clock_error_ms + publisher._broker.clock_error_ms
@@ -195,13 +199,54 @@ def small_leaves(n):
     return network(n) | {"small": [np.full(256, n, np.float32) for _ in range(200)]}
 
 
-def test_leaves_do_not_wait_for_each_other(own_broker, trainer, proxy_to_own, keys):
-    """Many are sent although the broker's answer to the first is held up."""
-    publisher = trainer(broker_at(f"redis://127.0.0.1:{proxy_to_own.port}", over_tcp=True))
+def test_sending_leaves_does_not_wait_for_each(own_broker, trainer, link, keys):
+    publisher = trainer(link.broker)
     publish(publisher, 1)
     with channel_to(own_broker.settings.url) as channel:
-        proxy_to_own.flows.clear()
+        link.hold()
         publisher.publish(small_leaves(2))
         wait_until(lambda: len(leaf_keys(channel, keys)) == 202)
-        proxy_to_own.flows.set()
+        link.open()
         assert publisher.flush(LONG_S)
+
+
+def test_fetching_leaves_does_not_wait_for_each(own_broker, trainer, player, link):
+    one, publisher = player(link.broker), trainer()
+    publish(publisher, 1)
+    assert one.has(1)
+    with channel_to(own_broker.settings.url) as channel:
+        before = gets(channel)
+        link.hold()
+        link.let(20 << 10)  # for the notification and a few leaves
+        publisher.publish(small_leaves(2))
+        wait_until(lambda: gets(channel) >= before + 200)
+        link.open()
+        assert one.has(2)
+
+
+def gets(channel):
+    """Return how many values the broker was asked for."""
+    found = re.search(rb"cmdstat_get:calls=(\d+)", channel.call("INFO", "commandstats"))
+    return int(found[1])
+
+
+def test_what_was_fetched_is_not_fetched_again(own_broker, trainer, player, link, keys):
+    """A fetch is cut off, and then superseded by a network of which only one leaf differs."""
+    encoder = np.random.default_rng(0).integers(0, 255, 20 * BATCH_BYTES, np.uint8)
+    publisher = trainer()
+
+    def publish(n):
+        publisher.publish(network(n, LARGE) | {"encoder": encoder})
+        assert publisher.flush(LONG_S)
+
+    publish(1)
+    link.hold()
+    link.let(encoder.nbytes // 2)
+    one = player(link.broker)
+    wait_until(lambda: link.is_used_up)
+    publish(2)
+    publish(3)
+    link.cut()
+    link.let(encoder.nbytes * 3 // 4)  # not enough for all of it
+    assert one.has(3)
+    assert one.got == [3]

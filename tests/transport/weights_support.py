@@ -1,7 +1,9 @@
 """A trainer's and an actor's end of networks, as the tests drive them."""
 
+import threading
+
 import numpy as np
-from transport_support import DEADLINE_S, wait_until
+from transport_support import DEADLINE_S, Proxy, broker_at, wait_until
 
 from agentlace.transport.weights import INLINE_BYTES
 from agentlace.transport.weights_receiver import WeightsReceiver
@@ -38,6 +40,48 @@ class Player:
         assert self.got == sorted(set(self.got))
         assert self.versions == sorted(set(self.versions))
         return True
+
+
+class SlowLink(Proxy):
+    """A proxy that lets as many bytes through to the clients as it is told to."""
+
+    def __init__(self, port):
+        super().__init__(port)
+        self._changed = threading.Condition()
+        self._allowed = 0
+
+    def let(self, nbytes):
+        with self._changed:
+            self._allowed += nbytes
+            self._changed.notify_all()
+
+    def open(self):
+        self.let(1 << 40)
+
+    def hold(self):
+        with self._changed:
+            self._allowed = 0
+
+    @property
+    def is_used_up(self):
+        with self._changed:
+            return not self._allowed
+
+    @property
+    def broker(self):
+        """The broker behind it."""
+        return broker_at(f"redis://127.0.0.1:{self.port}", over_tcp=True)
+
+    def _downstream(self, client, data, generation, stop):
+        while data:
+            with self._changed:
+                self._changed.wait_for(lambda: self._allowed, 0.02)
+                taken = min(self._allowed, len(data))
+                self._allowed -= taken
+            if stop.is_set() or generation != self._generation:
+                raise ConnectionAbortedError
+            client.sendall(data[:taken])
+            data = data[taken:]
 
 
 def publish(publisher, n, size=SMALL):
