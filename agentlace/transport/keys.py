@@ -17,6 +17,7 @@ al:{ns:trainer:port}:weights             string    manifest of the newest versio
 al:{ns:trainer:port}:weights:new         channel
 al:{ns:trainer:port}:weights:<v>:<i>:<j>  string   64 MiB; part j of leaf i as of  LEAF_MS, unless
                                                    version v                       of the newest
+al:{ns:trainer:port}:weights:readers     hash      one field per slow receiver     READERS_MS
 al:{ns:trainer:port:store}:actors        set       one per actor                   with its stream
 al:{ns:trainer:port:store}:closed        set       actors that said goodbye        with its stream
 al:{ns:trainer:port:store}:joined        stream    JOINED_MAX newest arrivals      never
@@ -47,8 +48,11 @@ NEWEST_MS = 10_000
 LEAF_MS = 600_000
 """Leaves that the newest network does not need are dropped after this, if not before.
 
-They are of the network before it, or of one that was never announced (its trainer died).
+They are of the network before it, of one that a slow receiver is fetching, or of one that was
+never announced (its trainer died).
 """
+READERS_MS = 600_000
+"""What receivers are fetching is forgotten after this, if none of them says so again."""
 ORPHAN_MS = 600_000
 """A stream that all consumers have read is kept for so long after its actor vanished."""
 FENCE_MS = 24 * 3600 * 1000
@@ -117,6 +121,11 @@ class ServiceKeys:
     def weights_channel(self) -> str:
         """Return the channel of new versions."""
         return f"{self.prefix}:weights:new"
+
+    @property
+    def weights_readers(self) -> str:
+        """Return the hash of the versions that receivers are fetching."""
+        return f"{self.prefix}:weights:readers"
 
     def leaf(self, version: str, leaf: int, part: int) -> str:
         """Return the key of one part of one leaf's bytes."""

@@ -1,14 +1,20 @@
-"""Fetching a network's bytes: in few round trips, and nothing twice."""
+"""Fetching a network's bytes: in few round trips, nothing twice, and pinned while it takes."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Iterator, Mapping
 
 from agentlace import codec
-from agentlace.errors import DecodeError
+from agentlace.errors import AgentlaceError, DecodeError
 from agentlace.transport.connection import Channel
-from agentlace.transport.resp import Buffer
-from agentlace.transport.weights import Manifest, batches
+from agentlace.transport.keys import ServiceKeys
+from agentlace.transport.resp import Buffer, ErrorReply, Reply
+from agentlace.transport.weights import Manifest, batches, newest_manifest
+from agentlace.transport.weights_pins import NEWEST, Pin
+
+log = logging.getLogger(__name__)
 
 FETCH_TIMEOUT_S = 30.0
 Part = tuple[str, int]
@@ -95,17 +101,38 @@ class Assembly:
 class Fetcher:
     """Fetches networks for one receiver.
 
+    A network that comes in several batches is pinned meanwhile. Where the broker refuses that
+    (it is full, or its user may only read) networks are fetched all the same.
+
     Two kinds of parts are remembered: those of a fetch that did not get to its end, until the
     next one has taken over what it can use; and, from when a second network refers to them on,
     those that do not change, which have memory of their own, since the actor may write into a
     network that it was given.
     """
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, keys: ServiceKeys) -> None:
         self._channel = channel
+        self._keys = keys
+        self._pin = Pin(channel, keys)
+        self._is_refused = False
+        self._is_late = False
         self._unfinished: Assembly | None = None
         self._frozen: dict[str, Buffer] = {}
         self._last_keys: set[str] = set()
+
+    def newest(self) -> Manifest | None:
+        """Return the newest network's manifest; if the last one was gone, this one is pinned."""
+        if not self._is_late:
+            return newest_manifest(self._channel, self._keys)
+        pin = self._pin.hold(NEWEST)
+        commands = [("MULTI",), *pin, ("GET", self._keys.weights), ("EXEC",)]
+        replies = self._channel.exchange(commands)
+        for reply in replies:
+            self._note_refusal(reply)
+        if not isinstance(replies[-1], list):
+            return newest_manifest(self._channel, self._keys)
+        (value,) = self._channel.checked(replies[-1][-1:])
+        return None if value is None else Manifest.decode(value)
 
     def fetch(self, manifest: Manifest) -> memoryview:
         """Return the network's whole frame.
@@ -114,20 +141,29 @@ class Fetcher:
             Superseded: it is no longer there. What was fetched of it is remembered.
             DecodeError: its parts do not fit together.
         """
-        if manifest.leaves is None:
-            self._forget()
-            return manifest.head
         try:
-            return self._fetched(manifest)
+            data = self._fetched(manifest)
         except (TypeError, ValueError, DecodeError) as error:
             self._forget()
             raise DecodeError(f"network {manifest.version} is damaged: {error}") from error
+        except Superseded:
+            self._is_late = True
+            self._pin.note_loss()
+            raise
+        self._is_late = False
+        if self._pin.is_held:
+            with contextlib.suppress(AgentlaceError):  # then it ends by itself
+                self._channel.send([*self._pin.release()])
+        return data
 
     def _fetched(self, manifest: Manifest) -> memoryview:
+        if manifest.leaves is None:
+            self._forget()
+            return manifest.head
         assembly, keys = Assembly(manifest), manifest.keys
         assembly.adopt(self._known())
         self._unfinished = assembly
-        assembly.fill(self._received(assembly.missing))
+        assembly.fill(self._received(assembly.missing, str(manifest.version)))
         self._frozen = {
             key: self._frozen[key] if key in self._frozen else bytes(assembly.places[key])
             for key in keys & self._last_keys
@@ -139,10 +175,14 @@ class Fetcher:
         unfinished = self._unfinished.places if self._unfinished else {}
         return {**unfinished, **self._frozen}
 
-    def _received(self, parts: list[Part]) -> Iterator[Buffer | None]:
+    def _received(self, parts: list[Part], version: str) -> Iterator[Buffer | None]:
         """Fetch and yield parts, None for one that is gone; ends after a batch that has such."""
-        for batch in batches(parts):
-            self._channel.send([("GET", key) for key in batch], FETCH_TIMEOUT_S)
+        groups = list(batches(parts))
+        for batch in groups:
+            pin = [] if batch is groups[-1] else self._pin.hold(version)
+            self._channel.send([*pin, *(("GET", key) for key in batch)], FETCH_TIMEOUT_S)
+            for _ in pin:
+                self._note_refusal(self._channel.receive(FETCH_TIMEOUT_S))
             is_whole = True
             for _ in batch:
                 (part,) = self._channel.checked([self._channel.receive(FETCH_TIMEOUT_S)])
@@ -150,6 +190,16 @@ class Fetcher:
                 yield part
             if not is_whole:
                 raise Superseded
+
+    def _note_refusal(self, reply: Reply) -> None:
+        if isinstance(reply, ErrorReply) and not self._is_refused:
+            self._is_refused = True
+            log.warning(
+                "networks of %s are fetched without telling the trainer, and may be gone "
+                "before they are here: %s",
+                self._keys.name,
+                reply,
+            )
 
     def _forget(self) -> None:
         self._unfinished = None

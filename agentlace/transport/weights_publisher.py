@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,20 +22,20 @@ from agentlace.errors import (
 from agentlace.transport.backoff import Backoff
 from agentlace.transport.connection import Broker, Channel
 from agentlace.transport.keys import LEAF_MS, ServiceKeys
+from agentlace.transport.resp import Command, Reply
 from agentlace.transport.weights import (
     INLINE_BYTES,
     LeafKeys,
     Manifest,
     Version,
     batches,
-    newest_manifest,
 )
+from agentlace.transport.weights_pins import Kept, Pinned, Pins
 
 log = logging.getLogger(__name__)
 
 PART_BYTES = 8 << 20
 """Larger leaves are split over several keys."""
-KEPT_VERSIONS = 2
 STOP_TIMEOUT_S = 5.0
 SEND_TIMEOUT_S = 30.0
 
@@ -73,7 +72,8 @@ class WeightsPublisher:
         self._sent: tuple[_Snapshot, Manifest] | None = None
         self._connects = 0
         self._restored_connects = 0
-        self._kept: deque[set[str]] = deque(maxlen=KEPT_VERSIONS)
+        self._kept = Kept()
+        self._pins = Pins()
         self.published = 0
         self.superseded = 0
 
@@ -189,7 +189,7 @@ class WeightsPublisher:
         now_ms = int(seconds) * 1000 + int(micros) // 1000
         before = self._announced(self._channel)
         if before:
-            self._kept.append(before.keys)
+            self._kept.add(str(before.version), before.keys, set())
             now_ms = max(now_ms, before.version.incarnation + 1)
         self._incarnation = now_ms
 
@@ -225,46 +225,45 @@ class WeightsPublisher:
         }
 
     def _announced(self, channel: Channel) -> Manifest | None:
+        return self._readable(channel.call("GET", self._keys.weights))
+
+    def _readable(self, value: Reply) -> Manifest | None:
         try:
-            return newest_manifest(channel, self._keys)
+            return None if value is None else Manifest.decode(value)
         except DecodeError as error:
             log.warning("the network that is there cannot be read, and is replaced: %s", error)
             return None
 
     def _announce(self, manifest: Manifest) -> None:
-        """Move the pointer, tell receivers and drop what no kept version needs, at once."""
-        channel, keys = self._channel, self._keys
-        channel.call("WATCH", keys.weights)
-        newest = self._announced(channel)
-        if newest and newest.version > manifest.version:
-            channel.call("UNWATCH")
-            raise AlreadyServed(f"a newer trainer has published version {newest.version}")
+        """Move the pointer, tell receivers and drop what nobody needs any more, at once."""
+        channel, keys, version = self._channel, self._keys, str(manifest.version)
+        pinned = self._watch(manifest)
         frame = manifest.encode()
         small = frame.nbytes <= INLINE_BYTES + (8 << 10)
-        commands: list[Any] = [("MULTI",)]
+        commands: list[Command] = [("MULTI",)]
         commands += [("PERSIST", key) for key in manifest.keys]
         commands.append(("SET", keys.weights, frame))
         commands.append(("PUBLISH", keys.weights_channel, frame if small else b""))
-        commands += self._farewell(manifest)
+        commands += self._kept.farewell(version, manifest.keys, pinned.versions)
+        if pinned.over:
+            commands.append(("HDEL", keys.weights_readers, *pinned.over))
         replies = channel.checked(channel.exchange([*commands, ("EXEC",)], SEND_TIMEOUT_S))
         if replies[-1] is None:
             raise BrokerUnreachable(str(self._broker.url), "another trainer publishes as well")
-        if not self._kept or self._kept[-1] != manifest.keys:
-            self._kept.append(manifest.keys)
+        self._kept.add(version, manifest.keys, pinned.versions)
 
-    def _farewell(self, manifest: Manifest) -> list[Any]:
-        """Return what drops the keys that leave with the oldest kept version.
-
-        Those that only the version before this one needs get an expiry already: should this
-        trainer be killed, nobody else would know them.
-        """
-        if not self._kept:
-            return []
-        *older, last = self._kept
-        commands: list[Any] = [("PEXPIRE", key, LEAF_MS) for key in last - manifest.keys]
-        if older:
-            commands += [("DEL", key) for key in older[0].difference(last, manifest.keys)]
-        return commands
+    def _watch(self, manifest: Manifest) -> Pinned:
+        """Watch the pointer, make sure that it is not of a newer trainer, and read the pins."""
+        channel, keys = self._channel, self._keys
+        watch = [("WATCH", keys.weights), ("GET", keys.weights), ("TIME",)]
+        *replies, table = channel.exchange([*watch, ("HGETALL", keys.weights_readers)])
+        _, value, (seconds, micros) = channel.checked(replies)
+        newest = self._readable(value)
+        if newest and newest.version > manifest.version:
+            channel.call("UNWATCH")
+            raise AlreadyServed(f"a newer trainer has published version {newest.version}")
+        now_ms = int(seconds) * 1000 + int(micros) / 1000
+        return self._pins.read(table, now_ms, self._kept.newest)
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until everything published is with the broker; False if it is not in time."""

@@ -14,7 +14,7 @@ from agentlace.transport.backoff import Backoff
 from agentlace.transport.connection import Broker
 from agentlace.transport.keys import ServiceKeys
 from agentlace.transport.subscription import Subscription
-from agentlace.transport.weights import Manifest, Version, newest_manifest
+from agentlace.transport.weights import Manifest, Version
 from agentlace.transport.weights_fetch import Fetcher, Superseded
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class WeightsReceiver:
         self._channel = broker.channel()
         self._subscription = Subscription(broker, keys.weights_channel)
         self._stop = threading.Event()
-        self._fetcher = Fetcher(self._channel)
+        self._fetcher = Fetcher(self._channel, keys)
         self.version: Version | None = None
         self.published_ms: float | None = None
         self.received = 0
@@ -64,11 +64,11 @@ class WeightsReceiver:
         while not self._stop.is_set():
             try:
                 message = self._subscription.newest()
-                if message:
-                    self._deliver(Manifest.decode(message))
                 if message == b"" or self._subscription.was_renewed or time.monotonic() > next_poll:
                     next_poll = time.monotonic() + POLL_S
-                    self._deliver(newest_manifest(self._channel, self._keys))
+                    self._deliver(self._fetcher.newest())
+                elif message:
+                    self._deliver(Manifest.decode(message))
                 backoff.reset()
             except Closed:
                 return

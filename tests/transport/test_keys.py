@@ -14,6 +14,7 @@ from agentlace.transport.broadcast import BroadcastPublisher
 from agentlace.transport.keys import ServiceKeys, StoreKeys
 from agentlace.transport.presence import Presence, describe
 from agentlace.transport.requests import RequestClient, RequestServer
+from agentlace.transport.weights_pins import Pin
 
 
 def table():
@@ -88,6 +89,7 @@ def live(broker, keys, actor, record, trainer, channel):
         publisher = trainer()
         for n in (1, 2, 3):
             publish(publisher, n, LARGE)
+        channel.exchange(Pin(channel, keys).hold("7-1"))
         observed = stack.enter_context(contextlib.closing(BroadcastPublisher(broker, keys, "t")))
         observed.publish(network(1))
         server = RequestServer(broker, keys, lambda *_: np.zeros(3), "token")
@@ -116,7 +118,7 @@ def test_keys_of_a_live_system(live, channel, keys, namespace):
             assert 0 < remaining <= getattr(keys_module, bound[0]), key
         elif not bound:
             assert remaining == -1, key
-    assert len(seen) >= 9
+    assert len(seen) >= 10
 
 
 def test_rows_have_no_expiry_while_their_actor_is_there(live, channel):

@@ -92,5 +92,5 @@ def publish(publisher, n, size=SMALL):
 
 def leaf_keys(channel, keys):
     """Return the leaves' keys that are in the broker."""
-    pattern = keys.weights.replace("{", "[{]") + ":*"
+    pattern = keys.weights.replace("{", "[{]") + ":*:*:*"
     return {bytes(key).decode() for key in channel.call("KEYS", pattern)}
