@@ -162,11 +162,12 @@ class Channel:
         self.connect()
         while self._owed > 0:
             self.receive(timeout_s)
-        self._owed, self._asked = len(commands), time.monotonic()
+        self._asked = time.monotonic()
         self._write(commands, timeout_s)
 
     def _write(self, commands: Sequence[Command], timeout_s: float | None) -> None:
         link, buffers = self._current(), resp.pack(commands)
+        self._owed = len(commands)
         try:
             link.limit(self.timeout_s if timeout_s is None else timeout_s)
             resp.write(link.sock, buffers)

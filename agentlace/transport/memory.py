@@ -48,6 +48,7 @@ class MemoryChannel(Channel):
 
     def _write(self, commands: Sequence[Command], timeout_s: float | None) -> None:
         connection = self._current().sock
+        self._owed = len(commands)
         try:
             for command in commands:
                 connection.send_command(*[_plain(argument) for argument in command])

@@ -272,6 +272,15 @@ def test_calls_and_refusals(channel, namespace):
     assert channel.connects == 1
 
 
+def test_a_command_that_cannot_be_packed_leaves_nothing_owed(broker_url):
+    with channel_to(broker_url) as channel:
+        assert channel.call("ECHO", "before") == b"before"
+        with pytest.raises(UnicodeEncodeError):
+            channel.call("ECHO", "\ud800")
+        assert channel.call("ECHO", "after") == b"after"
+        assert channel.connects == 1
+
+
 def test_the_clock_is_the_brokers(broker, channel):
     seconds, micros = channel.call("TIME")
     there_ms = int(seconds) * 1000 + int(micros) / 1000
