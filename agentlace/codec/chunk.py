@@ -55,26 +55,27 @@ class Chunk:
         columns: tree of arrays with leading dimension n, None if the rows have no common
             structure. The arrays are writable; frames that rows share are the same memory.
         meta: plain values that the producer added.
+        kinds: per column, what its rows were: array, numpy scalar, Python's.
     """
 
     n: int
     columns: Any | None
     meta: Mapping[str, Any] = field(default_factory=dict)
-    _kinds: str = ""
+    kinds: str = ""
     _rows: list[Any] | None = None
 
     def rows(self) -> list[Any]:
         """Return the transitions one by one, of the types in which they were inserted."""
         if self._rows is not None:
             return self._rows
-        return _rows(self.columns, self.n, iter(self._kinds))
+        return _rows(self.columns, self.n, iter(self.kinds))
 
     def tail(self, skip: int) -> Chunk:
         """Return the chunk without its first ``skip`` transitions."""
         skip = min(skip, self.n)
         rows = None if self._rows is None else self._rows[skip:]
         columns = None if self.columns is None else map_leaves(self.columns, lambda a: a[skip:])
-        return Chunk(self.n - skip, columns, self.meta, self._kinds, rows)
+        return Chunk(self.n - skip, columns, self.meta, self.kinds, rows)
 
 
 def _rows(tree: Any, n: int, kinds: Iterator[str]) -> list[Any]:

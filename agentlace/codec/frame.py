@@ -104,10 +104,15 @@ def encode(tree: Any, kind: str = "tree", meta: Mapping[str, Any] | None = None)
         header = msgpack.packb([kind, meta or {}, encoder.leaves, packed])
     except REFUSALS as error:
         raise EncodeError("meta", str(error)) from error
-    return _assemble(header, encoder.buffers)
+    return assemble(header, encoder.buffers)
 
 
-def _assemble(header: bytes, buffers: list[list[Buffer]]) -> Frame:
+def assemble(header: bytes, buffers: list[list[Buffer]]) -> Frame:
+    """Return the frame of a header and the leaves' bytes.
+
+    Raises:
+        EncodeError: it is too large.
+    """
     parts: list[Buffer] = [b"", header]
     nbytes = _PREFIX.size + len(header)
     for leaf in buffers:
@@ -146,7 +151,7 @@ def decode(data: Buffer, kind: str | None = None) -> Message:
         MissingExtra: it holds a value of a library that is not installed here.
     """
     view = memoryview(data)
-    header = _checked_header(view)
+    header = checked_header(view)
     try:
         found, meta, leaves, packed = unpack(header)
         if type(found) is not str or type(meta) is not dict:
@@ -175,7 +180,7 @@ def leaf_spans(data: memoryview) -> tuple[int, list[tuple[int, int]]]:
         DecodeError: not a valid header, or not of a frame of this length.
         MissingExtra: as in :func:`decode`.
     """
-    header = _checked_header(data)
+    header = checked_header(data)
     end = _PREFIX.size + len(header)
     try:
         places = _places(unpack(header)[2], end, len(data))
@@ -186,8 +191,12 @@ def leaf_spans(data: memoryview) -> tuple[int, list[tuple[int, int]]]:
         raise DecodeError(f"a damaged frame: {type(error).__name__} {error}") from error
 
 
-def _checked_header(view: memoryview) -> memoryview:
-    """Return the header's bytes, after every check that needs no decoding."""
+def checked_header(view: memoryview) -> memoryview:
+    """Return the header's bytes, after every check that needs no decoding.
+
+    Raises:
+        DecodeError: it did not pass.
+    """
     if len(view) < _PREFIX.size:
         raise DecodeError(f"a frame of {len(view)} bytes is truncated")
     magic, version, whole, crc, header_bytes, nbytes = _PREFIX.unpack_from(view)

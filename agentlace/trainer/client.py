@@ -129,7 +129,7 @@ class TrainerClient(Client):
         if not self._outboxes:
             self.last_error = UnknownRequest("this client has no data store to update from")
             return False
-        permit = functools.cache(self._permit)  # one call, however many stores
+        permit = _once(self._permit) if self.config.rate_limit else _no_limit
         errors = [self._update(name, -1, False, permit) for name in self._outboxes]
         self.last_error = next((error for error in errors if error is not None), None)
         return self.last_error is None
@@ -346,6 +346,15 @@ class TrainerClient(Client):
             for name in self._outboxes:  # the last one is not counted against rate_limit
                 with contextlib.suppress(AgentlaceError):
                     self._update(name, -1, False, lambda: None)
+
+
+def _once(permit: Callable[[], None]) -> Callable[[], None]:
+    """Return what asks at most once: an update is one call, however many stores it has."""
+    return functools.cache(permit)
+
+
+def _no_limit() -> None:
+    """Permit everything."""
 
 
 class _RequestSettings:

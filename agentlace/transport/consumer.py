@@ -70,6 +70,7 @@ class Consumer:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._actors: set[str] = set(positions)
+        self._decoder = codec.ChunkDecoder()
         self._joined = "0"
         self._entries = 1
         self.applied = 0
@@ -166,7 +167,7 @@ class Consumer:
         chunk = None
         try:
             values = dict(zip(map(bytes, fields[::2]), fields[1::2], strict=True))
-            first, chunk = int(bytes(values[b"first"])), codec.decode_chunk(values[b"chunk"])
+            first, chunk = int(bytes(values[b"first"])), self._decoder.decode(values[b"chunk"])
             if chunk.n != entry.number - first + 1:
                 raise DecodeError(f"{chunk.n} transitions where {entry} and {first} were told")
             chunk = self._without_known(actor, position, entry, first, chunk)

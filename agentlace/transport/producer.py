@@ -72,6 +72,7 @@ class Producer:
         self._in_doubt = False
         self._is_logged = False
         self._recent = Recent()
+        self._encoder = codec.ChunkEncoder()
         self.pending: deque[Sent] = deque()
         self.number = 0
 
@@ -105,7 +106,7 @@ class Producer:
     ) -> None:
         """Take rows as one chunk, or in halves if they are too large or one may not travel."""
         try:
-            frame = codec.encode_chunk(rows, meta)
+            frame = self._encoder.encode(rows, meta)
         except EncodeError as error:
             if len(rows) == 1:
                 errors.append(error)
@@ -130,6 +131,8 @@ class Producer:
             StoreFull: no room; what is pending stays.
             ActorReplaced: a newer process uses this actor's identity.
         """
+        if not self.pending and not self._in_doubt:
+            return
         deadline = time.monotonic() + timeout_s
         self._channel.be_back_within(timeout_s)
         while self.pending or self._in_doubt:
@@ -235,14 +238,11 @@ class Producer:
     def _append(self, chunk: Sent, chunk_id: StreamId, deadline: float) -> None:
         channel = self._channel
         chunk.was_sent = True
-        channel.send(
-            [
-                ("XADD", self._stream, str(chunk_id), "first", chunk.first, "chunk", chunk.frame),
-                ("PERSIST", self._stream),
-            ]
-        )
+        # That the stream does not expire meanwhile is the heartbeat's business.
+        entry = (b"%d-%d" % chunk_id, "first", chunk.first, "chunk", chunk.frame)
+        channel.send([("XADD", self._stream, *entry)])
         channel.settle(max(deadline - time.monotonic(), 0.0))
-        added, _ = channel.receive(), channel.receive()
+        added = channel.receive()
         if not (isinstance(added, ErrorReply) and "equal or smaller" in str(added)):
             channel.checked([added])
         elif not self._is_stored(chunk_id):

@@ -12,7 +12,6 @@ server refuses one, because it cannot know what was executed.
 from __future__ import annotations
 
 import itertools
-import math
 import threading
 import time
 import uuid
@@ -29,7 +28,7 @@ from agentlace.errors import (
     UnknownRequest,
 )
 from agentlace.transport.backoff import Backoff
-from agentlace.transport.channel import LEAST_S
+from agentlace.transport.channel import LEAST_S, STEP_S, in_steps
 from agentlace.transport.connection import MARGIN_S, Broker
 from agentlace.transport.keys import ServiceKeys
 from agentlace.transport.request_server import REPLY, REQUEST, Handler, RequestServer
@@ -37,7 +36,6 @@ from agentlace.transport.resp import Command, Reply
 
 __all__ = ["Handler", "RequestClient", "RequestServer", "Ticket"]
 
-STEP_S = 0.25
 NO_SERVER = ""
 """What a repetition says if no server was known when its request was first sent."""
 
@@ -208,11 +206,8 @@ class RequestClient:
 
 
 def _patience(slice_s: float, left_s: float) -> float:
-    """Return how long the broker may be silent: not much longer than the caller will wait.
-
-    In steps, because each other value costs two system calls.
-    """
-    return min(slice_s + MARGIN_S, math.ceil(max(left_s, LEAST_S) / STEP_S + 1) * STEP_S)
+    """Return how long the broker may be silent: not much longer than the caller will wait."""
+    return min(in_steps(slice_s) + MARGIN_S, in_steps(max(left_s, LEAST_S)) + STEP_S)
 
 
 def _opened(message: codec.Message) -> Any:

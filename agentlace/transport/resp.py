@@ -188,6 +188,10 @@ class ReplyReader:
         self._start += 2
         return memory
 
+    def fill(self) -> None:
+        """Receive what comes next, without looking at it; raises as :meth:`read`."""
+        self._receive()
+
     def _receive(self) -> None:
         """Receive more into the buffer, moving what is left in it to its beginning first."""
         if self._start == self._end:

@@ -84,7 +84,6 @@ class Room:
             StoreFull: there was no room before the deadline.
         """
         goal = max(self.share_bytes - nbytes - ENTRY_OVERHEAD_BYTES, 0)
-        pause = threading.Event()
         while self._kept_bytes > goal and self._kept:
             positions = cursors(self._channel, self._keys, self._actor)
             self._trim(min(positions.values(), default=self._kept[-1].id), goal)
@@ -95,7 +94,7 @@ class Room:
                 return
             if time.monotonic() >= deadline:
                 raise StoreFull(self._full_message(positions))
-            pause.wait(ROOM_POLL_S)
+            threading.Event().wait(ROOM_POLL_S)
 
     def relieve(self, nbytes: int, deadline: float) -> bool:
         """Make room in a broker that is full; False if that failed until the deadline."""

@@ -1,0 +1,256 @@
+"""Chunks of one structure, one after the other: what they have in common is worked out once.
+
+An actor sends rows of the same keys, dtypes and shapes for as long as it lives. The encoder
+remembers that structure, so that a row costs a look at each leaf and a copy of its bytes; the
+decoder remembers the headers that it has decoded, and takes the arrays from where those said.
+Whatever differs, and whatever has large leaves, goes the long way (:mod:`agentlace.codec.chunk`).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import msgpack
+import numpy as np
+
+from agentlace.codec.chunk import KIND, Chunk, decode_chunk, encode_chunk
+from agentlace.codec.frame import Frame, assemble, checked_header
+from agentlace.codec.shared import SHARE_BYTES
+from agentlace.codec.tree import MAX_NDIM, Buffer, Column, TreeEncoder
+from agentlace.errors import EncodeError
+
+HEADERS = 64
+"""So many headers are remembered at each end."""
+HEADER_BYTES = 16 << 10
+"""A longer one is not."""
+MAX_DEPTH = 16
+MISSES = 16
+"""After so many chunks that were all of another structure, structures are no longer looked for."""
+
+_PYTHON_CODES = {bool: "?", int: "q", float: "d"}
+_PYTHON_DTYPES = {bool: np.dtype("|b1"), int: np.dtype("<i8"), float: np.dtype("<f8")}
+
+
+class _Leaf(NamedTuple):
+    """What all values of a leaf are; ``code`` is how :mod:`struct` calls Python's own."""
+
+    kind: type
+    code: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+
+Structure = Any
+"""A transition's dicts and tuples, with a _Leaf for each leaf."""
+
+
+class _Other(Exception):
+    """A row is not of the structure, or of none that can be remembered."""
+
+
+class ChunkEncoder:
+    """Encodes the chunks of one actor. Not thread-safe: its owner holds a lock."""
+
+    def __init__(self) -> None:
+        self._structure: Structure = None
+        self._misses = 0
+        self._meta: Mapping[str, Any] = {}
+        self._headers: dict[int, bytes] = {}
+
+    def encode(self, rows: Sequence[Any], meta: Mapping[str, Any]) -> Frame:
+        """Encode transitions, as :func:`agentlace.codec.encode_chunk` does.
+
+        Raises:
+            EncodeError: a value that may not travel; the path starts inside the transition.
+        """
+        if self._structure is not None and rows:
+            buffers: list[list[Buffer]] = []
+            try:
+                _gather(self._structure, rows, buffers)
+                frame = assemble(self._header(len(rows), meta), buffers)
+                self._misses = 0
+                return frame
+            except (_Other, KeyError, struct.error, EncodeError):
+                self._structure = None
+        frame = encode_chunk(rows, meta)
+        if self._misses < MISSES and rows:
+            self._misses += 1
+            self._learn(rows[0])
+        return frame
+
+    def _learn(self, row: Any) -> None:
+        self._headers = {}
+        try:
+            self._structure = _structure_of(row)
+        except _Other:
+            self._structure = None
+
+    def _header(self, n: int, meta: Mapping[str, Any]) -> bytes:
+        if meta != self._meta or len(self._headers) >= HEADERS:
+            self._meta, self._headers = dict(meta), {}
+        header = self._headers.get(n)
+        if header is None:
+            header = self._headers[n] = self._made_header(n)
+        return header
+
+    def _made_header(self, n: int) -> bytes:
+        """Return the header that the long way would give to n rows."""
+        encoder, kinds = TreeEncoder(), "".join(map(_kind_of, _leaves(self._structure)))
+        tree = _mapped(self._structure, lambda leaf: Column(leaf.dtype, (n, *leaf.shape), []))
+        packed = encoder.pack(tree)
+        described = {"n": n, "kinds": kinds, "meta": dict(self._meta)}
+        header: bytes = msgpack.packb([KIND, described, encoder.leaves, packed])
+        return header
+
+
+def _structure_of(value: Any, depth: int = 0) -> Structure:
+    """Return the structure of a row; raises _Other if it is none to be remembered."""
+    kind = type(value)
+    if kind is dict or kind is tuple:
+        if not value or depth == MAX_DEPTH:
+            raise _Other
+        if kind is tuple:
+            return tuple(_structure_of(item, depth + 1) for item in value)
+        return {key: _structure_of(item, depth + 1) for key, item in value.items()}
+    if kind in _PYTHON_CODES:
+        return _Leaf(kind, _PYTHON_CODES[kind], _PYTHON_DTYPES[kind], ())
+    if kind is not np.ndarray and not isinstance(value, np.generic):
+        raise _Other
+    if value.dtype.kind not in "biufc" or value.nbytes >= SHARE_BYTES or value.ndim >= MAX_NDIM:
+        raise _Other
+    return _Leaf(kind, "", value.dtype, value.shape)
+
+
+def _kind_of(leaf: _Leaf) -> str:
+    return "p" if leaf.code else "a" if leaf.kind is np.ndarray else "s"
+
+
+def _leaves(structure: Structure) -> Iterator[_Leaf]:
+    if type(structure) is _Leaf:
+        yield structure
+        return
+    for item in structure.values() if type(structure) is dict else structure:
+        yield from _leaves(item)
+
+
+def _mapped(structure: Structure, function: Any) -> Any:
+    """Return the same dicts and tuples, with something else for each leaf."""
+    if type(structure) is dict:
+        return {key: _mapped(item, function) for key, item in structure.items()}
+    if type(structure) is tuple:
+        return tuple(_mapped(item, function) for item in structure)
+    return function(structure)
+
+
+def _gather(structure: Structure, values: Sequence[Any], out: list[list[Buffer]]) -> None:
+    """Append each leaf's bytes; raises _Other, KeyError or struct.error if a value differs."""
+    if type(structure) is _Leaf:
+        out.append([_bytes_of(structure, values)])
+    elif type(structure) is dict:
+        size = len(structure)
+        for value in values:
+            if type(value) is not dict or len(value) != size:
+                raise _Other
+        for key, item in structure.items():
+            _gather(item, [value[key] for value in values], out)
+    else:
+        size = len(structure)
+        for value in values:
+            if type(value) is not tuple or len(value) != size:
+                raise _Other
+        for i, item in enumerate(structure):
+            _gather(item, [value[i] for value in values], out)
+
+
+def _bytes_of(leaf: _Leaf, values: Sequence[Any]) -> bytes:
+    kind: Any = leaf.kind
+    code, dtype, shape = leaf.code, leaf.dtype, leaf.shape
+    if code:
+        for value in values:
+            if type(value) is not kind:
+                raise _Other
+        return struct.pack(f"<{len(values)}{code}", *values)
+    for value in values:
+        if type(value) is not kind or value.dtype != dtype or value.shape != shape:
+            raise _Other
+    if len(values) == 1:
+        raw: bytes = values[0].tobytes()
+        return raw
+    return b"".join([value.tobytes() for value in values])
+
+
+class _Known(NamedTuple):
+    """What a header says: the chunk's, and where in a frame of so many bytes each array is."""
+
+    n: int
+    nbytes: int
+    places: Structure
+    kinds: str
+    meta: Mapping[str, Any]
+
+
+class _Place(NamedTuple):
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    offset: int
+
+
+class ChunkDecoder:
+    """Decodes the chunks of one store. Not thread-safe: it belongs to its consumer's thread."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, _Known] = {}
+
+    def decode(self, data: Buffer) -> Chunk:
+        """Decode what :class:`ChunkEncoder` or :func:`agentlace.codec.encode_chunk` made.
+
+        Raises:
+            DecodeError: not a whole, valid chunk.
+        """
+        view = memoryview(data)
+        header = bytes(checked_header(view))
+        known = self._known.get(header)
+        if known is None or known.nbytes != len(view):
+            if view.readonly:
+                view = memoryview(bytearray(view))
+            chunk = decode_chunk(view)
+            self._learn(header, view, chunk)
+            return chunk
+        memory = np.frombuffer(bytearray(view) if view.readonly else view, np.uint8)
+        columns = _mapped_places(known.places, memory)
+        return Chunk(known.n, columns, dict(known.meta), known.kinds)
+
+    def _learn(self, header: bytes, view: memoryview, chunk: Chunk) -> None:
+        """Remember a header whose arrays all are views of its frame."""
+        if chunk.columns is None or len(header) > HEADER_BYTES:
+            return
+        base = np.frombuffer(view, np.uint8).ctypes.data
+        try:
+            places = _places_of(chunk.columns, base, len(view))
+        except _Other:
+            return
+        if len(self._known) >= HEADERS:
+            self._known.clear()
+        self._known[header] = _Known(chunk.n, len(view), places, chunk.kinds, dict(chunk.meta))
+
+
+def _places_of(columns: Any, base: int, nbytes: int) -> Structure:
+    if type(columns) is dict:
+        return {key: _places_of(item, base, nbytes) for key, item in columns.items()}
+    if type(columns) is tuple:
+        return tuple(_places_of(item, base, nbytes) for item in columns)
+    offset = columns.ctypes.data - base
+    is_view = columns.nbytes and columns.flags.c_contiguous
+    if not is_view or not 0 <= offset <= nbytes - columns.nbytes:
+        raise _Other  # rows of shared frames that are no range of them are a copy
+    return _Place(columns.shape, columns.dtype, offset)
+
+
+def _mapped_places(places: Structure, memory: np.ndarray[Any, Any]) -> Any:
+    if type(places) is dict:
+        return {key: _mapped_places(item, memory) for key, item in places.items()}
+    if type(places) is _Place:
+        return np.ndarray(places.shape, places.dtype, memory, places.offset)
+    return tuple(_mapped_places(item, memory) for item in places)
