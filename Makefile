@@ -42,9 +42,8 @@ lint: $(STAMP) ## Check style, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(STAMP) ## Run the benchmarks (BENCH_ARGS='...' passes options on)
-	@test -d benchmarks || { echo "There are no benchmarks here yet." >&2; exit 1; }
-	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
+bench: $(STAMP) ## Run the benchmarks beside their peers (BENCH_ARGS=--list names the rows)
+	@$(BIN)/python -m benchmarks --install $(BENCH_ARGS)
 
 constraints: python ## Pin today's newest versions for every supported Python
 	@echo "==> resolving constraints/ (Linux on x86-64)"

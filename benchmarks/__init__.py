@@ -1,0 +1,1 @@
+"""Benchmarks: this library and its peers, measured in turn in one run."""

