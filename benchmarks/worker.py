@@ -58,16 +58,20 @@ def serve(**commands):
         _say(answer)
 
 
-def serve_beside(loop):
-    """Announce this worker and run a server's endless loop, in the main thread."""
+def announce():
+    """Tell the harness that this worker's server is ready, and end when the harness has gone."""
 
     def wait():
-        for line in sys.stdin:
-            _say({"value": line.strip() and None})
+        sys.stdin.read()
         os._exit(0)
 
     threading.Thread(target=wait, daemon=True).start()
     _say({"value": "ready"})
+
+
+def serve_beside(loop):
+    """Announce this worker and run a server's endless loop, in the main thread."""
+    announce()
     loop()
 
 

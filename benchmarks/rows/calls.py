@@ -5,6 +5,7 @@ from benchmarks.processes import free_port
 
 MICROSECONDS = Metric("us", "µs")
 WIRE, LISTS, PAIR, MEMCPY = "earlier wire", "list echo", "socket pair", "memcpy"
+OPENPI, GRPC, PORTAL, RAY = "openpi websocket", "gRPC", "portal", "Ray"
 OBS_SIZES = (64 << 10, 1 << 20, 8 << 20)
 
 
@@ -50,6 +51,20 @@ def _open_lists(stage, do):
     path = str(stage.broker().settings.socket_path)
     stage.program("floors", "list_server", path=path)
     return stage.program("floors", "list_client", path=path), do
+
+
+def _open_peer(module, environment):
+    def open_(stage):
+        port = free_port()
+        stage.program(module, "server", environment=environment, port=port)
+        client = stage.program(module, "client", environment=environment, port=port)
+        return _answers(client, "call")
+
+    return open_
+
+
+def open_ray(stage):
+    return _answers(stage.program("ray_calls", "client", environment="ray"), "call")
 
 
 def open_lists_echo(stage):
@@ -99,6 +114,8 @@ SMALL = Row(
         Contestant(f"{US} call", open_call),
         Contestant(LISTS, open_lists_echo),
         Contestant(PAIR, open_pair),
+        Contestant(PORTAL, _open_peer("portal_calls", "portal")),
+        Contestant(RAY, open_ray),
     ),
     cases=(_small_case("64 B", 64), _small_case("1 KiB", 1 << 10)),
 )
@@ -126,4 +143,34 @@ OBS_LARGE = Row(
     cases=(_obs_case("1 MiB", 1 << 20, 60), _obs_case("8 MiB", 8 << 20, 15)),
 )
 
-ROWS = (SMALL, OBS_SMALL, OBS_LARGE)
+POLICY = Row(
+    name="policy_call",
+    title="policy call with two 224x224x3 images and a state",
+    metrics=(MICROSECONDS,),
+    contestants=(
+        Contestant(US, open_call),
+        Contestant(OPENPI, _open_peer("openpi_calls", "rpc")),
+        Contestant(GRPC, _open_peer("grpc_calls", "rpc")),
+        Contestant(WIRE, open_wire_call),
+        Contestant(PORTAL, _open_peer("portal_calls", "portal")),
+        Contestant(RAY, open_ray),
+    ),
+    cases=(
+        Case(
+            "294 KiB to the policy, (50, 7) float32 back",
+            {"kind": "policy", "size": 0, "n": 300, "name": "policy"},
+            (
+                Goal(
+                    "faster than openpi's and gRPC's better one",
+                    "us",
+                    (OPENPI, GRPC),
+                    (US,),
+                    least=1.5,
+                ),
+            ),
+            warmup={"n": 60},
+        ),
+    ),
+)
+
+ROWS = (SMALL, OBS_SMALL, OBS_LARGE, POLICY)
