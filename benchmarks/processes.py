@@ -110,6 +110,8 @@ class Program:
 
     def stop(self):
         """End the worker and whatever it has started; idempotent."""
+        if self._errors.closed:
+            return
         with contextlib.suppress(OSError):
             self._process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):

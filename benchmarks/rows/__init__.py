@@ -1,5 +1,7 @@
 """The table's rows, one module a kind of work."""
 
-from benchmarks.rows import calls, sampling, transitions, weights
+from benchmarks.rows import calls, fleet, growth, restart, sampling, transitions, weights
 
-ALL = {row.name: row for module in (calls, transitions, weights, sampling) for row in module.ROWS}
+_MODULES = (calls, transitions, weights, sampling, fleet, restart, growth)
+
+ALL = {row.name: row for module in _MODULES for row in module.ROWS}
