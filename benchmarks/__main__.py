@@ -6,12 +6,13 @@ import logging
 import sys
 from pathlib import Path
 
-from benchmarks import machine, summary
+from benchmarks import machine, report, summary
 from benchmarks.harness import run_row
 from benchmarks.rows import ALL
 from benchmarks.stage import without_our_environment
 
-RESULTS = Path(__file__).resolve().parent / "results"
+FOLDER = Path(__file__).resolve().parent
+RESULTS, DOCS = FOLDER / "results", FOLDER.parent / "docs"
 
 
 def parse(arguments):
@@ -21,6 +22,10 @@ def parse(arguments):
     parser.add_argument("--quick", action="store_true", help="few rounds: does everything run?")
     parser.add_argument("--install", action="store_true", help="make the peers' environments")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument(
+        "--report", action="store_true", help="run nothing: write the page from the results"
+    )
+    parser.add_argument("--docs", type=Path, default=DOCS, help="folder of the page")
     options = parser.parse_args(arguments)
     for name in options.only or ():
         if name not in ALL:
@@ -35,10 +40,24 @@ def main(arguments=None):
     if options.list:
         print("\n".join(f"{row.name:16} {row.title}" for row in ALL.values()))
         return 0
+    if options.report:
+        return _report(options.results, options.docs)
     without_our_environment()
     options.results.mkdir(parents=True, exist_ok=True)
     failed = [name for name in options.only or ALL if not _run(ALL[name], options)]
     return 1 if failed else 0
+
+
+def _report(folder, docs):
+    from benchmarks import picture  # needs matplotlib
+
+    results = report.load(folder, ALL)
+    if not results:
+        print(f"there are no results in {folder}: run python -m benchmarks", file=sys.stderr)
+        return 1
+    report.write(results, docs)
+    picture.draw(results, docs / report.PICTURE)
+    return 0
 
 
 def _run(row, options):

@@ -8,13 +8,18 @@ def number(value):
     return f"{value:.3g}"
 
 
+def bound(goal):
+    """Return ``≥ 2.5x``."""
+    sign, limit = ("≥", goal["least"]) if goal["least"] is not None else ("≤", goal["most"])
+    return f"{sign} {limit:g}{goal['unit']}"
+
+
 def verdict(goal):
-    """Return ``2.31x (goal ≥ 2.5): not reached``."""
-    bound = f"≥ {goal['least']:g}" if goal["least"] is not None else f"≤ {goal['most']:g}"
+    """Return ``2.31x (goal ≥ 2.5x): not reached``."""
     if goal["value"] is None:
-        return f"nobody to compare with (goal {bound})"
+        return f"nobody to compare with (goal {bound(goal)})"
     said = "reached" if goal["reached"] else "not reached"
-    return f"{number(goal['value'])}{goal['unit']} (goal {bound}{goal['unit']}): {said}"
+    return f"{number(goal['value'])}{goal['unit']} (goal {bound(goal)}): {said}"
 
 
 def text(result):

@@ -1,0 +1,74 @@
+"""The benchmarks run and write what the report reads. No timing is asserted."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ROW = "obs_64k"
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "benchmarks", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    done = run("--only", ROW, "--quick", "--results", folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def result(results):
+    return json.loads((results / f"{ROW}.json").read_text())
+
+
+def test_a_result_says_where_and_of_what_it_is(result):
+    assert result["row"] == ROW and result["quick"] is True
+    machine = result["machine"]
+    assert {"date", "commit", "cpu", "cores", "python", "versions"} <= machine.keys()
+    assert {"agentlace", "numpy", "redis"} <= machine["versions"].keys()
+
+
+def test_a_result_has_every_contestant_or_why_it_is_absent(result):
+    (case,) = result["cases"]
+    names = {"agentlace", "earlier wire", "list echo", "memcpy"}
+    assert case["contestants"].keys() | result["absent"].keys() == names
+    assert "agentlace" not in result["absent"]
+    for metrics in case["contestants"].values():
+        numbers = metrics["us"]
+        assert len(numbers["rounds"]) == 2
+        assert 0 < numbers["iqr"][0] <= numbers["median"] <= numbers["iqr"][1]
+        assert numbers["p99"] >= numbers["median"]
+
+
+def test_a_goal_has_a_ratio_and_a_verdict_unless_nobody_is_there(result):
+    (goal,) = result["cases"][0]["goals"]
+    assert goal["least"] == 2.0 and goal["unit"] == "x"
+    if "earlier wire" in result["absent"]:
+        assert goal["value"] is None and goal["reached"] is None
+    else:
+        assert goal["reached"] is (goal["value"] >= 2.0)
+
+
+def test_the_report_keeps_what_was_written_by_hand(results, tmp_path):
+    pytest.importorskip("matplotlib", reason="the picture needs the extra 'examples'")
+    page = tmp_path / "performance.md"
+    for _ in range(2):
+        done = run("--report", "--results", results, "--docs", tmp_path)
+        assert done.returncode == 0, done.stderr
+        text = page.read_text().removeprefix("By hand, above.\n").removesuffix("By hand, below.\n")
+        page.write_text(f"By hand, above.\n{text}By hand, below.\n")
+    assert text.count("## Goals") == 1 and "obs of 64 KiB" in text
+    assert (tmp_path / "performance.png").stat().st_size > 1000
+
+
+def test_an_unknown_row_is_refused():
+    done = run("--only", "no_such_row")
+    assert done.returncode == 2 and ROW in done.stderr
