@@ -72,15 +72,18 @@ def _contestants(kind):
     )
 
 
-def _case(name, n, every, wire, reverb=None):
+def _case(name, n, every, wire, reverb=None, warmup=None):
     goals = [Goal("rate against the earlier wire", "rate", (US,), (WIRE,), least=wire)]
     if reverb:
         goals.append(
             Goal("rate against Reverb's better writer", "rate", (US,), REVERB, least=reverb)
         )
-    return Case(name, {"n": n, "every": every}, tuple(goals))
+    params = {"n": n, "every": every}
+    return Case(name, params, tuple(goals), warmup={"n": warmup or n})
 
 
+RETAINED_ROWS = 12_000
+"""More images than the retention of 1 GiB holds: from then on old ones are trimmed."""
 _STORES = (
     "Ours ends when the trainer's replay buffer has the rows as columns, ready to sample; the "
     "earlier wire's when a deque has them as dicts."
@@ -104,8 +107,16 @@ IMAGES = Row(
     metrics=(RATE,),
     contestants=_contestants("images"),
     cases=(
-        _case("update() every 100", 400, 100, wire=3.0, reverb=2.0),
+        _case("update() every 100", 400, 100, wire=3.0, reverb=2.0, warmup=1_200),
         _case("update() each step", 200, 1, wire=2.0),
+        _case(
+            "update() every 100, retention used up",
+            400,
+            100,
+            wire=3.0,
+            reverb=2.0,
+            warmup=RETAINED_ROWS,
+        ),
     ),
     notes=(_STORES,),
 )
