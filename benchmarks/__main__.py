@@ -21,12 +21,14 @@ def parse(arguments):
     parser.add_argument("--only", action="append", metavar="ROW", help="run this row (repeatable)")
     parser.add_argument("--quick", action="store_true", help="few rounds: does everything run?")
     parser.add_argument("--install", action="store_true", help="make the peers' environments")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--results", type=Path, help="folder of the results")
     parser.add_argument(
         "--report", action="store_true", help="run nothing: write the page from the results"
     )
     parser.add_argument("--docs", type=Path, default=DOCS, help="folder of the page")
     options = parser.parse_args(arguments)
+    if options.results is None:  # a quick run must not pass for a result
+        options.results = RESULTS / "tmp" if options.quick else RESULTS
     for name in options.only or ():
         if name not in ALL:
             parser.error(f"no row {name!r}: use one of {', '.join(ALL)}")
