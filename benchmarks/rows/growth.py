@@ -18,7 +18,9 @@ CATCH_UP = Metric("catch_up_s", "s")
 PAYLOADS = tuple(4**power for power in range(3, 14))
 CLIENTS = (1, 2, 4, 8, 16, 32, 64)
 LEAVES = (1, 3, 10, 30, 100, 300, 1000)
-RETAINED_MIB = (0, 64, 128, 256, 512, 960)
+RETAINED_MIB = (0, 64, 128, 256, 512, 832)
+"""Beyond, and with the updates that are timed, old rows would be trimmed."""
+UPDATES = 20
 QUICK_SHARE = 0.05
 PROCESSES = 4
 CROWD_SECONDS = 1.0
@@ -150,7 +152,8 @@ STREAM = Row(
     metrics=(UPDATE, CATCH_UP),
     contestants=(Contestant(US, _open_stream),),
     cases=tuple(
-        Case(f"{mib} MiB", {"mib": mib, "updates": 30}, rounds=3, x=mib) for mib in RETAINED_MIB
+        Case(f"{mib} MiB", {"mib": mib, "updates": UPDATES}, rounds=3, x=mib)
+        for mib in RETAINED_MIB
     ),
     bound_s=300.0,
     x_name="retained, MiB",

@@ -47,7 +47,7 @@ ROWS = (
         title="broker killed with 1 GiB of retained stream, and started again",
         metrics=(Metric("answers_s", "s"), Metric("flows_s", "s")),
         contestants=(Contestant(US, _open),),
-        cases=(Case("until it answers / until a transition is confirmed", {}, rounds=3),),
+        cases=(Case("killed, until it answers, and until transitions flow", {}, rounds=3),),
         bound_s=300.0,
         notes=("--quick retains 40 MiB only.",),
     ),
