@@ -1,7 +1,7 @@
 """The peers' Python environments: one each where a peer does not fit ours, below ``.envs/``.
 
 An environment is made when ``--install`` is given and a row first needs it. One that cannot be
-made is remembered with the reason, and the rows go on without that peer.
+made is not tried again in the same run, and the rows go on without that peer.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ from benchmarks.errors import Unavailable
 
 FOLDER = Path(__file__).resolve().parent / ".envs"
 INSTALL_TIMEOUT_S = 1200.0
+_failed = {}
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,13 @@ def python_of(name, install=False):
     if not stamp.exists() or stamp.read_text() != wanted:
         if not install:
             raise Unavailable(f"environment {name!r} is not installed here (--install makes it)")
-        _make(folder, environment)
+        if name in _failed:
+            raise _failed[name].with_traceback(None)
+        try:
+            _make(folder, environment)
+        except Unavailable as error:
+            _failed[name] = error
+            raise
         stamp.write_text(wanted)
     return str(folder / "bin" / "python")
 

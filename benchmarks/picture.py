@@ -11,6 +11,8 @@ from matplotlib import pyplot as plt
 COLOURS = {True: "#2a7f62", False: "#c0583a"}
 LINES = {"agentlace": "#1f5fa8", "earlier wire": "#c0583a", "list echo": "#8a8a8a"}
 OTHER = "#6a4c93"
+FAR = 20.0
+"""How far beyond its goal a value is drawn at most: a drift may be nothing at all."""
 COLUMNS = 3
 WIDTH_IN, BAR_IN, CURVE_IN, MARGIN_IN = 13.0, 0.22, 3.4, 1.0
 
@@ -45,7 +47,7 @@ def _progress(goal, value):
     """Return how far a value is on its way to the goal: 1 is there, more is better."""
     if goal["least"] is not None:
         return value / goal["least"]
-    return goal["most"] / value
+    return goal["most"] / max(value, goal["most"] / FAR)
 
 
 def _draw_goals(axes, goals):
