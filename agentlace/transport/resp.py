@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
+import threading
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -32,6 +34,9 @@ JOIN_BYTES = 16 << 10
 """Buffers up to this size are joined before they are written: fewer and larger segments."""
 PIECE_BYTES = 256 << 10
 """So much is written to a TLS socket at a time."""
+POOL_LEAST_BYTES = 128 << 10
+POOL_MAX_BYTES = 64 << 20
+"""Replies of these sizes come into memory that is kept; not more than this of it, in all."""
 MAX_ITEMS = 10_000_000
 MAX_DEPTH = 16
 _BULK, _INTEGER, _ARRAY, _STATUS, _ERROR = b"$:*+-"
@@ -116,6 +121,45 @@ def _write_gathered(sock: socket.socket, buffers: list[Buffer]) -> None:
             views[first] = views[first][sent:]
 
 
+def _references(items: list[Any], number: int) -> int:
+    return sys.getrefcount(items[number])
+
+
+_UNUSED = _references([object()], 0)
+"""References to something that only a list has."""
+_CAN_COUNT = getattr(sys, "_is_gil_enabled", lambda: True)()
+
+
+class _Pool:
+    """Memory of large replies that nothing refers to any more, to be used again.
+
+    Memory that the system gives anew costs a page fault for every 4 KiB of it, which takes about
+    as long as copying them. Whether an array still refers to it is told by its references.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: list[np.ndarray[Any, Any]] = []
+
+    def memory(self, size: int) -> np.ndarray[Any, Any]:
+        """Return writable memory of so many bytes that nothing else refers to."""
+        if not (_CAN_COUNT and POOL_LEAST_BYTES <= size <= POOL_MAX_BYTES):
+            return np.empty(size, np.uint8)
+        with self._lock:
+            for number in range(len(self._kept)):
+                fits = size <= self._kept[number].size <= 2 * size
+                if fits and _references(self._kept, number) == _UNUSED:
+                    self._kept.append(self._kept.pop(number))
+                    return self._kept[-1][:size]
+            self._kept.append(np.empty(size, np.uint8))
+            while sum(kept.size for kept in self._kept) > POOL_MAX_BYTES:
+                self._kept.pop(0)
+            return self._kept[-1][:]
+
+
+_pool = _Pool()
+
+
 class ReplyReader:
     """Reads replies from a socket. Not thread-safe; broken after any exception."""
 
@@ -177,7 +221,7 @@ class ReplyReader:
             data = bytes(self._view[self._start : self._start + size])
             self._start += size + 2
             return data
-        memory = np.empty(size, np.uint8).data
+        memory = _pool.memory(size).data
         filled = min(size, self._end - self._start)
         memory[:filled] = self._view[self._start : self._start + filled]
         self._start += filled

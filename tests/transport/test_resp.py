@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from transport_support import channel_to
 
 from agentlace.codec import Frame, decode, encode
+from agentlace.transport import resp as resp_module
 from agentlace.transport.resp import (
     MAX_ITEMS,
+    POOL_MAX_BYTES,
     READ_BYTES,
     ErrorReply,
     ProtocolError,
@@ -117,6 +119,33 @@ def test_large_bulks_have_writable_memory_of_their_own():
     first[:] = 1
     assert not second.any()
     assert isinstance(ReplyReader(Wire(bulk(b"small"), [])).read(), bytes)
+
+
+def test_memory_is_used_again_only_when_nothing_refers_to_it():
+    """Arrays, their views, and views of these: whatever is left keeps the memory."""
+    size, rng = 1 << 18, np.random.default_rng(0)
+    held, addresses, reused = {}, set(), 0
+    for number in range(300):
+        reader = ReplyReader(Wire(bulk(bytes([number % 251]) * size), []))
+        array = np.frombuffer(reader.read(), np.uint8)
+        reused += array.ctypes.data in addresses
+        addresses.add(array.ctypes.data)
+        held[number] = array[5:].reshape(-1, 1)[7:] if number % 2 else array
+        del array
+        for n in rng.choice(list(held), rng.integers(3)):
+            held.pop(n, None)
+        assert all((view == n % 251).all() for n, view in held.items())
+    assert reused > 50
+    assert resp_module._CAN_COUNT
+
+
+def test_memory_that_is_kept_is_bounded():
+    pool = resp_module._Pool()
+    for size in (POOL_MAX_BYTES // 3, POOL_MAX_BYTES // 2, POOL_MAX_BYTES // 2, POOL_MAX_BYTES):
+        assert pool.memory(size).nbytes == size
+        assert sum(kept.size for kept in pool._kept) <= POOL_MAX_BYTES
+    assert pool.memory(POOL_MAX_BYTES + 1).base is None
+    assert pool.memory(100).base is None
 
 
 @pytest.mark.parametrize(
