@@ -320,15 +320,15 @@ def test_the_retention_holds_while_the_trainer_is_away(serve, connect, any_broke
 
 def test_an_interrupt_while_rows_are_encoded_loses_none(serve, connect, monkeypatch):
     server, client = serve(), connect()
-    encode, interrupts = codec.encode_chunk, [KeyboardInterrupt()]
+    encode, interrupts = codec.ChunkEncoder.encode, [KeyboardInterrupt()]
     monkeypatch.setattr("agentlace.transport.producer.CHUNK_MAX_ROWS", 10)
 
-    def encode_the_third_with_an_interrupt(rows, meta):
+    def encode_the_third_with_an_interrupt(self, rows, meta):
         if rows[0] == 20 and interrupts:
             raise interrupts.pop()
-        return encode(rows, meta)
+        return encode(self, rows, meta)
 
-    monkeypatch.setattr(codec, "encode_chunk", encode_the_third_with_an_interrupt)
+    monkeypatch.setattr(codec.ChunkEncoder, "encode", encode_the_third_with_an_interrupt)
     client.store.batch_insert(list(range(35)))
     with pytest.raises(KeyboardInterrupt):
         client.update()
