@@ -22,6 +22,9 @@ BATCH_ENTRIES = 32
 """So many chunks of each actor are fetched at a time, if they are not too large."""
 BATCH_BYTES = 32 << 20
 """When more than this was fetched at a time, it is half as many chunks the next time."""
+REST_S = 0.001
+"""So long a consumer rests between reads that bring something again and again."""
+REST_BELOW_S = 0.005
 ACTORS_POLL_S = 2.0
 """How often the set of actors is read, beside being told of arrivals."""
 JOIN_TIMEOUT_S = 5.0
@@ -71,6 +74,9 @@ class Consumer:
         self._thread: threading.Thread | None = None
         self._actors: set[str] = set(positions)
         self._decoder = codec.ChunkDecoder()
+        self._streams: dict[str, bytes] = {}
+        self._by_key: dict[bytes, str] = {}
+        self._read_at = 0.0
         self._joined = "0"
         self._entries = 1
         self.applied = 0
@@ -119,27 +125,41 @@ class Consumer:
 
     def _read(self) -> None:
         """Fetch and apply what is new; returns after a slice if nothing is."""
-        channel = self._channel
-        actors = sorted(self._actors)
-        streams = [self._keys.joined, *(self._keys.stream(actor) for actor in actors)]
-        ids = [self._joined, *(str(self.positions.get(actor, START)) for actor in actors)]
-        block_ms, count = int(1000 * channel.slice_s), self._count(len(actors))
-        read: Any = ("XREAD", "COUNT", count, "BLOCK", block_ms, "STREAMS", *streams, *ids)
+        channel, streams = self._channel, self._watched()
+        ids = [b"%d-%d" % self.positions.get(actor, START) for actor in streams.values()]
+        block_ms, count = int(1000 * channel.slice_s), self._count(len(ids))
+        arguments = (*streams, self._keys.joined, *ids, self._joined)
+        read: Any = ("XREAD", "COUNT", count, "BLOCK", block_ms, "STREAMS", *arguments)
         commands = [*self._cursor.commands(), read]
         *published, reply = channel.exchange(commands, channel.slice_s + MARGIN_S)
         channel.checked([reply])
         self._adapt(reply or ())
-        by_key = {self._keys.stream(actor).encode(): actor for actor in actors}
         for key, entries in reply or ():
-            if bytes(key) in by_key:
-                for entry_id, fields in entries:
-                    if self._stop.is_set():
-                        return
-                    self._take(by_key[bytes(key)], StreamId.parse(entry_id), fields)
-                    self._cursor.publish(is_urgent=False)
-            else:
+            actor = streams.get(bytes(key))
+            if actor is None:
                 self._join(entries)
+                continue
+            for entry_id, fields in entries:
+                if self._stop.is_set():
+                    return
+                self._take(actor, StreamId.parse(entry_id), fields)
+                self._cursor.publish(is_urgent=False)
         self._cursor.check(published)
+        self._rest(bool(reply))
+
+    def _watched(self) -> dict[bytes, str]:
+        """Return the streams' keys, each with its actor."""
+        if self._streams.keys() != self._actors:
+            self._streams = {actor: self._keys.stream(actor).encode() for actor in self._actors}
+            self._by_key = {key: actor for actor, key in self._streams.items()}
+        return self._by_key
+
+    def _rest(self, has_read: bool) -> None:
+        """Where chunks come thick and fast, let some come together: waking costs more than one."""
+        now = time.monotonic()
+        if has_read and now - self._read_at < REST_BELOW_S:
+            self._stop.wait(REST_S)
+        self._read_at = now
 
     def _count(self, actors: int) -> int:
         """Return how many chunks of each actor to fetch: with many actors, fewer of each."""
