@@ -7,19 +7,17 @@ again after its connection was lost.
 from __future__ import annotations
 
 import contextlib
-import math
-import os
 import select
 import socket
-import struct
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NoReturn
 
 from agentlace.errors import AgentlaceError, BrokerUnreachable, Closed
 from agentlace.transport import resp
 from agentlace.transport.backoff import Backoff
+from agentlace.transport.link import Link, in_steps, process_number
 from agentlace.transport.resp import Command, ErrorReply, Reply
 
 if TYPE_CHECKING:
@@ -33,59 +31,8 @@ MARGIN_S = 2.0
 """An answer that is so much later than it could be counts as a lost connection."""
 LEAST_S = 0.5
 """However soon its owner's deadline, an answer of the broker is awaited for so long."""
-STEP_S = 0.25
 PATIENCE_S = 10.0
 """An answer that its asker no longer waits for may be so late before the connection is lost."""
-
-
-_process = [0]
-"""Changes in a child process: the connections of its parent are not its own."""
-
-
-def _note_fork() -> None:
-    _process[0] += 1
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_note_fork)
-
-
-class Link:
-    """A connection that stands.
-
-    On a plain socket the kernel keeps the time of each read and write (SO_RCVTIMEO): with a
-    timeout of Python's, each would cost a poll beside the call itself.
-    """
-
-    def __init__(
-        self, sock: Any, reader: Any, client_id: int | None, disconnect: Callable[[], None]
-    ) -> None:
-        self.sock = sock
-        self.reader = reader
-        self.client_id = client_id
-        self.disconnect = disconnect
-        self.is_plain = type(sock) is socket.socket and os.name == "posix"
-        self._limit_s: float | None = None
-        if self.is_plain:
-            sock.settimeout(None)
-
-    def limit(self, timeout_s: float) -> None:
-        """Bound each read and write from now on."""
-        if timeout_s == self._limit_s:
-            return
-        self._limit_s = timeout_s
-        if not self.is_plain:
-            self.sock.settimeout(timeout_s)
-            return
-        micros = max(1000, int(timeout_s * 1e6))  # none would mean without end
-        value = struct.pack("@ll", *divmod(micros, 1_000_000))
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
-
-
-def in_steps(seconds: float) -> float:
-    """Round a timeout up: each other value costs two system calls."""
-    return math.ceil(seconds / STEP_S) * STEP_S
 
 
 class Channel:
@@ -115,7 +62,7 @@ class Channel:
         self._guard = threading.Lock()
         self._closed = False
         self._interrupts = 0
-        self._made_in = _process[0]
+        self._made_in = process_number()
 
     @property
     def is_connected(self) -> bool:
@@ -254,7 +201,7 @@ class Channel:
         Right after a failed attempt the same error is raised again without a new one: pauses
         between attempts grow from 50 ms to 1 s.
         """
-        if self._made_in != _process[0]:
+        if self._made_in != process_number():
             raise Closed("this connection was made before a fork: make a new one in this process")
         if self._link is not None:
             return

@@ -24,7 +24,8 @@ from agentlace.errors import (
     BrokerUnreachable,
     StoreFull,
 )
-from agentlace.transport.channel import CONNECT_TIMEOUT_S, MARGIN_S, Channel, Link
+from agentlace.transport.channel import CONNECT_TIMEOUT_S, MARGIN_S, Channel
+from agentlace.transport.link import Link
 from agentlace.transport.resp import ErrorReply, ReplyReader
 
 __all__ = ["CONNECT_TIMEOUT_S", "MARGIN_S", "Broker", "Channel", "Refused", "mapped"]

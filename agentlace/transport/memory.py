@@ -10,7 +10,8 @@ from typing import Any
 from agentlace.codec import Frame
 from agentlace.errors import MissingExtra
 from agentlace.transport import resp
-from agentlace.transport.channel import Channel, Link
+from agentlace.transport.channel import Channel
+from agentlace.transport.link import Link
 from agentlace.transport.resp import Command, ErrorReply, Reply
 
 _servers: dict[str, Any] = {}

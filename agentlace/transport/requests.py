@@ -28,9 +28,10 @@ from agentlace.errors import (
     UnknownRequest,
 )
 from agentlace.transport.backoff import Backoff
-from agentlace.transport.channel import LEAST_S, STEP_S, in_steps
+from agentlace.transport.channel import LEAST_S
 from agentlace.transport.connection import MARGIN_S, Broker
 from agentlace.transport.keys import ServiceKeys
+from agentlace.transport.link import STEP_S, in_steps
 from agentlace.transport.request_server import REPLY, REQUEST, Handler, RequestServer
 from agentlace.transport.resp import Command, Reply
 

@@ -1,0 +1,66 @@
+"""A connection that stands: its socket, and how long each read and write may take."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import struct
+from collections.abc import Callable
+from typing import Any
+
+STEP_S = 0.25
+
+_process = 0
+
+
+def process_number() -> int:
+    """Return a number that changes in a child process: its parent's connections are not its own."""
+    return _process
+
+
+def _note_fork() -> None:
+    global _process
+    _process += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
+
+
+def in_steps(seconds: float) -> float:
+    """Round a timeout up to STEP_S: each other value costs two system calls."""
+    return math.ceil(seconds / STEP_S) * STEP_S
+
+
+class Link:
+    """A connection that stands.
+
+    On a plain socket the kernel keeps the time of each read and write (SO_RCVTIMEO): with a
+    timeout of Python's, each would cost a poll beside the call itself.
+    """
+
+    def __init__(
+        self, sock: Any, reader: Any, client_id: int | None, disconnect: Callable[[], None]
+    ) -> None:
+        self.sock = sock
+        self.reader = reader
+        self.client_id = client_id
+        self.disconnect = disconnect
+        self.is_plain = type(sock) is socket.socket and os.name == "posix"
+        self._limit_s: float | None = None
+        if self.is_plain:
+            sock.settimeout(None)
+
+    def limit(self, timeout_s: float) -> None:
+        """Bound each read and write from now on."""
+        if timeout_s == self._limit_s:
+            return
+        self._limit_s = timeout_s
+        if not self.is_plain:
+            self.sock.settimeout(timeout_s)
+            return
+        micros = max(1000, int(timeout_s * 1e6))  # none would mean without end
+        value = struct.pack("@ll", *divmod(micros, 1_000_000))
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
