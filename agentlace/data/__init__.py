@@ -2,13 +2,23 @@
 
 ::
 
-    data_store.py         the contract, and the actor's queue
-    columns.py            trees of arrays with a leading dimension, and their schema
-    replay_buffer.py      a ring buffer over numpy, sampled uniformly
-    jaxrl_data_store.py   the same, with its shapes given by Gymnasium spaces
+    data_store.py             the contract, and the actor's queue
+    replay_buffer.py          a ring buffer, sampled uniformly
+    trajectory_buffer.py      a ring of trajectories, sampled by configs
+    sampler.py, n_step.py     what a sample of a trajectory buffer holds
+    trajectory_data_store.py  the same, at either end of a stream
+    jaxrl_data_store.py       stores whose shapes are given by Gymnasium spaces
+
+    columns.py                trees of arrays with a leading dimension, and their schema
+    ring.py                   writing rows while others read them
+    sampled_store.py          what stores that can be sampled have in common
+    episodes.py, reading.py, storage.py, trajectory_file.py    parts of the trajectory buffer
+    draw.py, priority_sampler.py, sum_tree.py                  parts of the samplers
+    archive.py                files that are either whole or not there
 """
 
 from agentlace.data.data_store import DataStoreBase, QueuedDataStore
 from agentlace.data.replay_buffer import ReplayBuffer
+from agentlace.data.trajectory_buffer import DataShape, TrajectoryBuffer
 
-__all__ = ["DataStoreBase", "QueuedDataStore", "ReplayBuffer"]
+__all__ = ["DataShape", "DataStoreBase", "QueuedDataStore", "ReplayBuffer", "TrajectoryBuffer"]

@@ -31,6 +31,18 @@ def leaves_of(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]
         yield "/".join(path), tree
 
 
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the nested dict whose leaves have these paths."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, last = path.split("/")
+        place = tree
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = leaf
+    return tree
+
+
 def map_leaves(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     """Apply ``function`` to the leaves of trees of one structure."""
     if isinstance(tree, Mapping):

@@ -1,0 +1,86 @@
+"""Files that are either whole or not there, with arrays in them and no pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from agentlace.codec.dtypes import dtype_name, dtype_of
+from agentlace.data.columns import Array
+from agentlace.errors import DecodeError
+
+STATE = "state"
+"""Member of an archive that holds plain values, as JSON; all others are arrays."""
+
+
+def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file so that at any time the old or the new one is there, whole.
+
+    Args:
+        path: of the file; its folder must exist.
+        write: is given the file to write into.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder survive a power cut, where the system can."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def archive_path(path: str | os.PathLike[str]) -> Path:
+    """Return the path with the ending that numpy gives to its archives."""
+    return Path(path) if str(path).endswith(".npz") else Path(f"{path}.npz")
+
+
+def save_archive(
+    path: str | os.PathLike[str], arrays: Mapping[str, Array], state: Mapping[str, Any]
+) -> None:
+    """Save arrays and plain values, whole or not at all; ``.npz`` is added if it is missing."""
+    dtypes = {name: dtype_name(array.dtype) for name, array in arrays.items()}
+    text = json.dumps({**state, "dtypes": dtypes})
+    members: dict[str, Any] = {**arrays, STATE: np.frombuffer(text.encode(), np.uint8)}
+    replace_file(archive_path(path), lambda file: np.savez(file, **members))
+
+
+def load_archive(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Return what :func:`save_archive` saved.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DecodeError: the file is damaged, or something else.
+    """
+    try:
+        with open(archive_path(path), "rb") as raw, np.load(raw, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        state = json.loads(arrays.pop(STATE).tobytes())
+        for name, kept in state.pop("dtypes").items():
+            # Dtypes that numpy does not know come back as bare bytes.
+            dtype = dtype_of(kept)
+            arrays[name] = arrays[name].view(dtype) if arrays[name].dtype != dtype else arrays[name]
+    except FileNotFoundError:
+        raise
+    except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise DecodeError(f"{path} is not a saved buffer: {error}") from error
+    return arrays, state

@@ -1,0 +1,79 @@
+"""A ring of rows that one thread writes while others read, none of them waiting for the other.
+
+Rows are numbered from 0 for ever; row ``i`` is at position ``i % capacity``. A writer first
+*claims* the rows that it is going to write, then writes them, then publishes them. A reader
+reads without a lock and looks afterwards whether the rows that it read have been claimed
+meanwhile: position by position, a row is whole if no row a lap ahead was claimed. Those that are
+torn are drawn again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from threading import Lock
+from typing import Any, TypeVar
+
+import numpy as np
+
+from agentlace.data.columns import Array, map_leaves
+
+Tree = TypeVar("Tree")
+
+READ_ATTEMPTS = 8
+"""So often torn rows are drawn again, before the reader makes the writer wait for it."""
+
+
+def take_rows(storage: Array, positions: Array) -> Array:
+    """Return a copy of the rows at these positions (integers of any shape).
+
+    The same as ``storage[positions]``, about twice as fast for short rows.
+    """
+    rows: Array = storage.take(positions, axis=0)
+    return rows
+
+
+def write_rows(storage: Array, values: Array, at: int) -> None:
+    """Write rows, of which there are at most as many as the storage has, from a position on."""
+    head = min(len(values), len(storage) - at)
+    storage[at : at + head] = values[:head]
+    if head < len(values):
+        storage[: len(values) - head] = values[head:]
+
+
+def read_whole(
+    size: int,
+    draw: Callable[[int], Array],
+    read: Callable[[Array], Tree],
+    is_torn: Callable[[Array], Array],
+    writing: Lock,
+) -> Tree:
+    """Return what ``read`` makes of drawn rows, without a torn one among them.
+
+    Args:
+        size: number of rows.
+        draw: returns so many numbers of rows.
+        read: returns a tree of arrays whose leading dimension counts the rows.
+        is_torn: tells which of the rows may have been overwritten since they were drawn.
+        writing: held by the writer while it writes; taken only when the writer is so fast that
+            rows are torn again and again, and then only for those that are left.
+    """
+    rows = draw(size)
+    batch = read(rows)
+    torn = np.flatnonzero(is_torn(rows))
+    for _ in range(READ_ATTEMPTS):
+        if not len(torn):
+            return batch
+        rows = draw(len(torn))
+        _replace(batch, torn, read(rows))
+        torn = torn[is_torn(rows)]
+    if len(torn):
+        with writing:
+            _replace(batch, torn, read(draw(len(torn))))
+    return batch
+
+
+def _replace(batch: Any, places: Array, rows: Any) -> None:
+    def put(leaf: Array, values: Array) -> None:
+        leaf[places] = values
+
+    map_leaves(put, batch, rows)
