@@ -6,7 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from agentlace.data.columns import leaves_of
 from agentlace.data.replay_buffer import ReplayBuffer
+from agentlace.data.sampler import LatestSampler
+from agentlace.data.trajectory_buffer import DataShape
+from agentlace.data.trajectory_data_store import TrajectoryBufferDataStore
+
+__all__ = ["ReplayBufferDataStore", "TrajectoryBufferDataStore", "make_default_trajectory_buffer"]
 
 
 class ReplayBufferDataStore(ReplayBuffer):
@@ -49,6 +55,41 @@ class ReplayBufferDataStore(ReplayBuffer):
             declared = {k: v for k, v in self._example.items() if k in transition}
             transition = {**transition, **declared}
         return super()._schema_for(transition)
+
+
+def make_default_trajectory_buffer(
+    observation_space: Any,
+    action_space: Any,
+    capacity: int,
+    device: Any = None,
+    rlds_logger: Any = None,
+) -> TrajectoryBufferDataStore:
+    """Return a trajectory buffer for transitions of one environment.
+
+    A transition is as for :class:`ReplayBufferDataStore`. The sample config "training" returns
+    ``observations``, ``next_observations``, ``actions``, ``rewards``, ``masks`` and
+    ``end_of_trajectory`` of single transitions, also of the last ones of trajectories.
+
+    Args:
+        observation_space: see :class:`ReplayBufferDataStore`.
+        action_space: see :class:`ReplayBufferDataStore`.
+        capacity: in transitions.
+        device: a JAX device to keep the transitions on, as JAX arrays; numpy if None.
+        rlds_logger: comes with the RLDS recorder; must be None until then.
+    """
+    observation = example_of(observation_space)
+    example = {
+        "observations": observation,
+        "next_observations": observation,
+        "actions": example_of(action_space),
+        "rewards": np.zeros((), np.float32),
+        "masks": np.zeros((), np.float32),
+        "end_of_trajectory": np.zeros((), np.bool_),
+    }
+    shapes = [DataShape(path, leaf.shape, leaf.dtype) for path, leaf in leaves_of(example)]
+    store = TrajectoryBufferDataStore(capacity, shapes, device, rlds_logger=rlds_logger)
+    store.register_sample_config("training", {name: LatestSampler() for name in example})
+    return store
 
 
 def example_of(space: Any) -> Any:

@@ -1,0 +1,169 @@
+"""A trajectory buffer that a trainer fills from its actors, or an actor sends from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from agentlace.codec import Chunk
+from agentlace.data.columns import Array, leaves_of, nested
+from agentlace.data.data_store import Refusals, Taken
+from agentlace.data.trajectory_buffer import DataShape, TrajectoryBuffer
+from agentlace.errors import SchemaMismatch
+
+MARKS = ("end_of_trajectory", "dones", "terminated", "truncated")
+"""Entries of a transition that tell about the end; dropped if they are not declared."""
+
+
+class TrajectoryBufferDataStore(TrajectoryBuffer):
+    """A :class:`TrajectoryBuffer` that finds the ends of trajectories in the transitions.
+
+    The last of a trajectory is told by the first of these that a transition has:
+    ``end_of_trajectory``; ``dones``; ``terminated`` or ``truncated``; ``masks``, where 0 is an
+    end. Shape () or (1,) each. A transition that does not fit ends the trajectory before it,
+    since it leaves a hole; so does a chunk whose ``meta`` names another ``actor``.
+
+    Sent from, it hands transitions out with ``end_of_trajectory``, once it is known: the newest
+    one stays until the next comes or the trajectory ends, and a trajectory that is too short
+    is never handed out.
+
+    Args:
+        capacity: in rows.
+        data_shapes: what a row holds.
+        device: see :class:`TrajectoryBuffer`.
+        seed: of the generator that samples.
+        min_trajectory_length: in rows.
+        rlds_logger: comes with the RLDS recorder; must be None until then.
+        use_jax: see :class:`TrajectoryBuffer`.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        data_shapes: Sequence[DataShape],
+        device: Any = None,
+        seed: int = 0,
+        min_trajectory_length: int = 2,
+        rlds_logger: Any = None,
+        use_jax: bool = False,
+    ) -> None:
+        if rlds_logger is not None:
+            raise NotImplementedError("rlds_logger comes with the RLDS recorder")
+        super().__init__(capacity, data_shapes, seed, min_trajectory_length, device, use_jax)
+        self._actor: Any = None
+
+    def insert(self, data: Mapping[str, Any], end_of_trajectory: bool = False) -> None:
+        """Insert one transition.
+
+        Args:
+            data: a dict, nested where names have slashes; it is not changed.
+            end_of_trajectory: whether it is the last, whatever the transition says.
+
+        Raises:
+            SchemaMismatch: it does not fit the declared shapes; nothing of it was stored.
+        """
+        columns = {name: np.asarray(value)[None] for name, value in leaves_of(data)}
+        self._insert_marked(columns, 1, end_of_trajectory)
+
+    def batch_insert(self, batch_data: Sequence[Any]) -> None:
+        """Insert several transitions, oldest first.
+
+        Raises:
+            SchemaMismatch: the first that does not fit; the others were inserted.
+        """
+        for error in self._insert_each(batch_data).values():
+            raise error
+
+    def insert_chunk(self, chunk: Chunk) -> Refusals:
+        """Insert a chunk as it came from the stream.
+
+        Returns:
+            The rows that do not fit the store, by number; the others were inserted.
+
+        Raises:
+            SchemaMismatch: its columns do not fit the store; nothing of it was stored.
+        """
+        # A subclass with an insert of its own wants to see each transition.
+        own_insert = type(self).insert is not TrajectoryBufferDataStore.insert
+        if own_insert or not isinstance(chunk.columns, dict):
+            return self._insert_each(chunk.rows())
+        actor = chunk.meta.get("actor")
+        if actor != self._actor:  # its rows do not go on where the other's ended
+            self.end_trajectory()
+            self._actor = actor
+        try:
+            self._insert_marked(dict(leaves_of(chunk.columns)), chunk.n, False)
+        except SchemaMismatch:
+            self.end_trajectory()
+            raise
+        return {}
+
+    def _insert_each(self, rows: Sequence[Any]) -> Refusals:
+        refusals: Refusals = {}
+        for number, row in enumerate(rows):
+            try:
+                self.insert(row)
+            except Exception as error:
+                refusals[number] = error
+                self.end_trajectory()
+        return refusals
+
+    def _insert_marked(self, columns: dict[str, Array], n: int, end: bool) -> None:
+        ends = ends_of(columns, n) | end
+        declared = self._schema.example
+        kept = {k: v for k, v in columns.items() if k in declared or k not in MARKS}
+        self._insert_columns(kept, ends)
+
+    def latest_data_id(self) -> int:
+        """Return the number of transitions ever inserted, minus one."""
+        return self.inserted - 1
+
+    def get_latest_data(self, from_id: int) -> list[Any]:
+        """Return the transitions after ``from_id`` that are still there, oldest first."""
+        return self.take_after(from_id).rows
+
+    def take_after(self, from_id: int) -> Taken:
+        """Return the settled transitions after ``from_id`` (copied) and their last ID, atomically.
+
+        Those that were rolled back are skipped; they count as lost only if rows around them are.
+        """
+        book = self._episodes
+        with self._writing:
+            end = book.settled()
+            oldest = max(0, book.claimed - self.capacity, end - (book.inserted - 1 - from_id))
+            rows = np.arange(min(oldest, end), end)
+            arrived = book.arrived[rows % self.capacity]
+            rows, new = rows[arrived > from_id], arrived[arrived > from_id]
+            if not len(rows):
+                return Taken([], from_id, 0)
+            whole = rows[0] > max(0, book.claimed - self.capacity)
+            lost = 0 if whole else int(new[0]) - from_id - 1
+            return Taken(self._rows(rows), int(new[-1]), lost)
+
+    def _rows(self, rows: Array) -> list[Any]:
+        """Return rows as nested dicts of arrays."""
+        ends = self._episodes.metadata["ep_end"][rows % self.capacity] == rows + 1
+        columns = {
+            name: np.asarray(self._storage.take(name, rows % self.capacity))
+            for name in self.dataset
+        }
+        columns["end_of_trajectory"] = ends
+        return [nested({k: v[i, ...] for k, v in columns.items()}) for i in range(len(rows))]
+
+
+def ends_of(columns: Mapping[str, Any], n: int) -> Array:
+    """Return which of ``n`` transitions are the last of their trajectory, bool of shape (n,).
+
+    See :class:`TrajectoryBufferDataStore` for where that is looked for.
+    """
+    for names in (("end_of_trajectory",), ("dones",), ("terminated", "truncated")):
+        found = [np.asarray(columns[k], bool).reshape(n, -1).any(1) for k in names if k in columns]
+        if found:
+            ends: Array = np.logical_or.reduce(found, axis=0)
+            return ends
+    if "masks" in columns:
+        alive = np.asarray(columns["masks"]).astype(bool).reshape(n, -1)
+        return np.asarray(~alive.all(axis=1))
+    return np.zeros(n, bool)
