@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from threading import Lock
 from typing import Any
 
 import numpy as np
 
 from agentlace.codec import Chunk
 from agentlace.data.columns import Array, Schema, as_transition, leaves_of, map_leaves
-from agentlace.data.data_store import DataStoreBase, Refusals, Taken, insert_each
+from agentlace.data.data_store import Refusals, Taken, insert_each
+from agentlace.data.ring import Head, blocks, read_whole, take_rows, write_rows
+from agentlace.data.sampled_store import SampledStore
 
 
-class ReplayBuffer(DataStoreBase):
-    """The newest ``capacity`` transitions. Thread-safe: one thread inserts, another samples.
+class ReplayBuffer(SampledStore):
+    """The newest ``capacity`` transitions. Thread-safe: inserts and samples do not wait.
 
     Shapes and dtypes are learned from the first transition, unless ``example`` gives them.
     A transition is a tree of dicts and tuples with arrays and numbers at the leaves, or a tuple
@@ -28,17 +29,19 @@ class ReplayBuffer(DataStoreBase):
 
     def __init__(self, capacity: int, example: Any = None, seed: int | None = None) -> None:
         super().__init__(capacity)
-        if capacity <= 0:
-            raise ValueError(f"capacity={capacity} must be positive")
-        self._lock = Lock()
         self._rng = np.random.default_rng(seed)
         self._schema = None if example is None else Schema(example)
         self.dataset: Any = None if self._schema is None else self._schema.allocate(capacity)
-        self._inserted = 0
+        self._head = Head(capacity)
 
     def __len__(self) -> int:
         """Return the number of transitions that can be sampled."""
-        return min(self._inserted, self.capacity)
+        return min(self._head.written, self.capacity)
+
+    @property
+    def inserted(self) -> int:
+        """Return the number of transitions ever inserted."""
+        return self._head.written
 
     def insert(self, data: Any) -> None:
         """Insert one transition.
@@ -46,17 +49,18 @@ class ReplayBuffer(DataStoreBase):
         Raises:
             SchemaMismatch: it does not fit the store; nothing of it was stored.
         """
-        with self._lock:
+        with self._writing:
             data = as_transition(data)
             schema = self._schema_for(data)
             schema.check(data, lead=0)
-            at = self._inserted % self.capacity
+            at = self._head.claim(1)
 
             def put(storage: Array, value: Any) -> None:
                 storage[at] = value
 
             map_leaves(put, self.dataset, data)
-            self._inserted += 1
+            self._head.commit()
+        self._announce()
 
     def batch_insert(self, batch_data: Sequence[Any]) -> None:
         """Insert several transitions, oldest first.
@@ -89,19 +93,18 @@ class ReplayBuffer(DataStoreBase):
         Raises:
             SchemaMismatch: they do not fit the store; nothing was stored.
         """
-        with self._lock:
+        with self._writing:
             schema = self._schema_for(map_leaves(lambda a: a[0], columns))
             schema.check(columns)
-            skip = max(0, n - self.capacity)
-            at = (self._inserted + skip) % self.capacity
-            head = min(n - skip, self.capacity - at)
+            for start, end in blocks(n, self.capacity):
+                self._write(map_leaves(lambda a, part=slice(start, end): a[part], columns))
+        self._announce()
 
-            def put(storage: Array, values: Array) -> None:
-                storage[at : at + head] = values[skip : skip + head]
-                storage[: n - skip - head] = values[skip + head :]
-
-            map_leaves(put, self.dataset, columns)
-            self._inserted += n
+    def _write(self, columns: Any) -> None:
+        n = len(next(leaf for _, leaf in leaves_of(columns)))
+        at = self._head.claim(n)
+        map_leaves(lambda storage, values: write_rows(storage, values, at), self.dataset, columns)
+        self._head.commit()
 
     def _schema_for(self, transition: Any) -> Schema:
         if self._schema is None:
@@ -129,17 +132,30 @@ class ReplayBuffer(DataStoreBase):
         Raises:
             ValueError: the buffer is empty.
         """
-        with self._lock:
-            if self._inserted == 0:
-                raise ValueError("cannot sample: the replay buffer is empty")
-            if indx is None:
-                indx = self._rng.integers(len(self), size=batch_size)
-            dataset = self.dataset if keys is None else {key: self.dataset[key] for key in keys}
-            return map_leaves(lambda storage: storage[indx], dataset)
+        if self._head.written == 0:
+            raise ValueError("cannot sample: the replay buffer is empty")
+        dataset = self.dataset if keys is None else {key: self.dataset[key] for key in keys}
+
+        def read(rows: Array) -> Any:
+            positions = rows % self.capacity
+            return map_leaves(lambda storage: take_rows(storage, positions), dataset)
+
+        if indx is not None:
+            with self._writing:
+                return read(np.asarray(indx))
+        return read_whole(batch_size, self._draw, read, self._head.is_torn, self._writing)
+
+    def _draw(self, size: int) -> Array:
+        begin, end = self._head.rows()
+        if begin >= end:  # a ring of a few rows, all of which are just being written
+            with self._writing:
+                begin, end = self._head.rows()
+        with self._drawing:
+            return self._rng.integers(begin, end, size=size)
 
     def latest_data_id(self) -> int:
         """Return the number of transitions ever inserted, minus one."""
-        return self._inserted - 1
+        return self._head.written - 1
 
     def get_latest_data(self, from_id: int) -> list[Any]:
         """Return the transitions after ``from_id`` that are still there, oldest first."""
@@ -147,15 +163,15 @@ class ReplayBuffer(DataStoreBase):
 
     def take_after(self, from_id: int) -> Taken:
         """Return the transitions after ``from_id`` (copied) and their last ID, atomically."""
-        with self._lock:
-            new = self._inserted - 1 - from_id
+        with self._writing:
+            new = self._head.written - 1 - from_id
             if new <= 0:
                 return Taken([], from_id, 0)
             there = min(new, len(self))
-            order = np.arange(self._inserted - there, self._inserted) % self.capacity
-            columns = map_leaves(lambda storage: storage[order], self.dataset)
+            order = np.arange(self._head.written - there, self._head.written) % self.capacity
+            columns = map_leaves(lambda storage: take_rows(storage, order), self.dataset)
             rows = [map_leaves(lambda a, i=i: a[i, ...], columns) for i in range(there)]
-            return Taken(rows, self._inserted - 1, new - there)
+            return Taken(rows, self._head.written - 1, new - there)
 
     @property
     def nbytes(self) -> int:

@@ -9,7 +9,7 @@ torn are drawn again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -21,6 +21,46 @@ Tree = TypeVar("Tree")
 
 READ_ATTEMPTS = 8
 """So often torn rows are drawn again, before the reader makes the writer wait for it."""
+
+
+class Head:
+    """Where a ring is being written.
+
+    Attributes:
+        capacity: of the ring, in rows.
+        claimed: rows below this number have been written, or are just being written.
+        written: rows below this number have been written.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.claimed = self.written = 0
+
+    def claim(self, n: int) -> int:
+        """Announce that the next ``n`` rows will be written; return their first position."""
+        self.claimed = self.written + n
+        return self.written % self.capacity
+
+    def commit(self) -> None:
+        """Announce that the claimed rows are written."""
+        self.written = self.claimed
+
+    def rows(self) -> tuple[int, int]:
+        """Return the rows that can be read: [begin, end). Any thread may ask."""
+        end = self.written  # first, since what is claimed grows before
+        return max(0, self.claimed - self.capacity), end
+
+    def is_torn(self, rows: Array) -> Array:
+        """Return which of the rows may have been overwritten since :meth:`rows` told them."""
+        torn: Array = rows < self.claimed - self.capacity
+        return torn
+
+
+def blocks(n: int, capacity: int) -> Iterator[tuple[int, int]]:
+    """Yield the parts [start, end) in which to write ``n`` rows, so that most can still be read."""
+    size = max(1, capacity // 4)
+    for start in range(0, n, size):
+        yield start, min(start + size, n)
 
 
 def take_rows(storage: Array, positions: Array) -> Array:

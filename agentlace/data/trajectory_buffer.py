@@ -14,7 +14,7 @@ from agentlace.data.columns import Array, Schema, leaves_of
 from agentlace.data.draw import Sampler
 from agentlace.data.episodes import Episodes, Trajectory
 from agentlace.data.reading import Range, Reading, SampleConfig, Transform
-from agentlace.data.ring import read_whole
+from agentlace.data.ring import blocks, read_whole
 from agentlace.data.sampled_store import SampledStore
 from agentlace.data.storage import make_storage
 from agentlace.data.trajectory_file import load_trajectories, save_trajectories
@@ -149,10 +149,8 @@ class TrajectoryBuffer(SampledStore):
 
     def _append(self, columns: dict[str, Array], first: int, end: int) -> None:
         """Append rows to the trajectory in progress, in blocks that leave something to sample."""
-        block = max(1, self.capacity // 4)
-        for start in range(first, end, block):
-            rows = slice(start, min(start + block, end))
-            n = rows.stop - rows.start
+        for start, stop in blocks(end - first, self.capacity):
+            rows, n = slice(first + start, first + stop), stop - start
             at = self._episodes.claim(n)
             self._storage.write({name: column[rows] for name, column in columns.items()}, at, n)
             self._episodes.commit(n)
@@ -218,6 +216,10 @@ class TrajectoryBuffer(SampledStore):
             known = ", ".join(self._configs) or "none"
             raise ValueError(f"no sample config {name!r}; there are: {known}")
         config = self._configs[name]
+        begin, end = self._episodes.range
+        if begin >= end:  # perhaps only since nearly the whole ring is just being written
+            self._writing.acquire()
+            self._writing.release()
         with self._drawing:
             reading = Reading(config, self._episodes, self._fetch, self._storage.put, self._rng)
             if force_indices is not None or not self._storage.reads_while_written:
