@@ -4,6 +4,7 @@
 
     data_store.py             the contract, and the actor's queue
     replay_buffer.py          a ring buffer, sampled uniformly
+    frame_buffer.py           the same, that stores each camera frame once
     trajectory_buffer.py      a ring of trajectories, sampled by configs
     sampler.py, n_step.py     what a sample of a trajectory buffer holds
     trajectory_data_store.py  the same, at either end of a stream
@@ -14,11 +15,21 @@
     sampled_store.py          what stores that can be sampled have in common
     episodes.py, reading.py, storage.py, trajectory_file.py    parts of the trajectory buffer
     draw.py, priority_sampler.py, sum_tree.py                  parts of the samplers
+    frame_windows.py, frame_pool.py                            parts of the frame buffer
+    ends.py                   where transitions tell that they are the last
     archive.py                files that are either whole or not there
 """
 
 from agentlace.data.data_store import DataStoreBase, QueuedDataStore
+from agentlace.data.frame_buffer import FrameReplayBuffer
 from agentlace.data.replay_buffer import ReplayBuffer
 from agentlace.data.trajectory_buffer import DataShape, TrajectoryBuffer
 
-__all__ = ["DataShape", "DataStoreBase", "QueuedDataStore", "ReplayBuffer", "TrajectoryBuffer"]
+__all__ = [
+    "DataShape",
+    "DataStoreBase",
+    "FrameReplayBuffer",
+    "QueuedDataStore",
+    "ReplayBuffer",
+    "TrajectoryBuffer",
+]

@@ -31,8 +31,8 @@ class ReplayBuffer(SampledStore):
         super().__init__(capacity)
         self._rng = np.random.default_rng(seed)
         self._schema = None if example is None else Schema(example)
-        self.dataset: Any = None if self._schema is None else self._schema.allocate(capacity)
         self._head = Head(capacity)
+        self.dataset: Any = None if self._schema is None else self._allocate(self._schema)
 
     def __len__(self) -> int:
         """Return the number of transitions that can be sampled."""
@@ -52,14 +52,8 @@ class ReplayBuffer(SampledStore):
         with self._writing:
             data = as_transition(data)
             schema = self._schema_for(data)
-            schema.check(data, lead=0)
-            at = self._head.claim(1)
-
-            def put(storage: Array, value: Any) -> None:
-                storage[at] = value
-
-            map_leaves(put, self.dataset, data)
-            self._head.commit()
+            self._check(schema, data, 0)
+            self._write_row(data)
         self._announce()
 
     def batch_insert(self, batch_data: Sequence[Any]) -> None:
@@ -95,23 +89,40 @@ class ReplayBuffer(SampledStore):
         """
         with self._writing:
             schema = self._schema_for(map_leaves(lambda a: a[0], columns))
-            schema.check(columns)
+            self._check(schema, columns, 1)
             for start, end in blocks(n, self.capacity):
                 self._write(map_leaves(lambda a, part=slice(start, end): a[part], columns))
         self._announce()
 
-    def _write(self, columns: Any) -> None:
-        n = len(next(leaf for _, leaf in leaves_of(columns)))
-        at = self._head.claim(n)
-        map_leaves(lambda storage, values: write_rows(storage, values, at), self.dataset, columns)
+    def _check(self, schema: Schema, columns: Any, lead: int) -> None:
+        schema.check(columns, lead)
+
+    def _write_row(self, transition: Any) -> None:
+        at = self._head.claim(1)
+
+        def put(storage: Array, value: Any) -> None:
+            storage[at] = value
+
+        map_leaves(put, self.dataset, transition)
         self._head.commit()
+
+    def _write(self, columns: Any) -> None:
+        at = self._head.claim(len(next(leaf for _, leaf in leaves_of(columns))))
+        self._write_columns(columns, at)
+        self._head.commit()
+
+    def _write_columns(self, columns: Any, at: int) -> None:
+        map_leaves(lambda storage, values: write_rows(storage, values, at), self.dataset, columns)
 
     def _schema_for(self, transition: Any) -> Schema:
         if self._schema is None:
             schema = Schema(transition)
-            self.dataset = schema.allocate(self.capacity)
+            self.dataset = self._allocate(schema)
             self._schema = schema
         return self._schema
+
+    def _allocate(self, schema: Schema) -> Any:
+        return schema.allocate(self.capacity)
 
     def sample(
         self,
@@ -132,18 +143,24 @@ class ReplayBuffer(SampledStore):
         Raises:
             ValueError: the buffer is empty.
         """
+        return self._sample(batch_size, keys, indx)
+
+    def _sample(self, size: int, keys: Sequence[str] | None, indx: Array | None, *how: Any) -> Any:
         if self._head.written == 0:
             raise ValueError("cannot sample: the replay buffer is empty")
-        dataset = self.dataset if keys is None else {key: self.dataset[key] for key in keys}
 
         def read(rows: Array) -> Any:
-            positions = rows % self.capacity
-            return map_leaves(lambda storage: take_rows(storage, positions), dataset)
+            return self._read(rows, keys, *how)
 
         if indx is not None:
             with self._writing:
                 return read(np.asarray(indx))
-        return read_whole(batch_size, self._draw, read, self._head.is_torn, self._writing)
+        return read_whole(size, self._draw, read, self._head.is_torn, self._writing)
+
+    def _read(self, rows: Array, keys: Sequence[str] | None) -> Any:
+        positions = rows % self.capacity
+        dataset = self.dataset if keys is None else {key: self.dataset[key] for key in keys}
+        return map_leaves(lambda storage: take_rows(storage, positions), dataset)
 
     def _draw(self, size: int) -> Array:
         begin, end = self._head.rows()
@@ -168,10 +185,12 @@ class ReplayBuffer(SampledStore):
             if new <= 0:
                 return Taken([], from_id, 0)
             there = min(new, len(self))
-            order = np.arange(self._head.written - there, self._head.written) % self.capacity
-            columns = map_leaves(lambda storage: take_rows(storage, order), self.dataset)
-            rows = [map_leaves(lambda a, i=i: a[i, ...], columns) for i in range(there)]
+            rows = self._rows(np.arange(self._head.written - there, self._head.written))
             return Taken(rows, self._head.written - 1, new - there)
+
+    def _rows(self, rows: Array) -> list[Any]:
+        columns = ReplayBuffer._read(self, rows, None)
+        return [map_leaves(lambda a, i=i: a[i, ...], columns) for i in range(len(rows))]
 
     @property
     def nbytes(self) -> int:

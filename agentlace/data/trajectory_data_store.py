@@ -10,10 +10,11 @@ import numpy as np
 from agentlace.codec import Chunk
 from agentlace.data.columns import Array, leaves_of, nested
 from agentlace.data.data_store import Refusals, Taken
+from agentlace.data.ends import MARKS, ends_of
 from agentlace.data.trajectory_buffer import DataShape, TrajectoryBuffer
 from agentlace.errors import SchemaMismatch
 
-MARKS = ("end_of_trajectory", "dones", "terminated", "truncated")
+NAMES = frozenset(name for names in MARKS for name in names)
 """Entries of a transition that tell about the end; dropped if they are not declared."""
 
 
@@ -113,7 +114,7 @@ class TrajectoryBufferDataStore(TrajectoryBuffer):
     def _insert_marked(self, columns: dict[str, Array], n: int, end: bool) -> None:
         ends = ends_of(columns, n) | end
         declared = self._schema.example
-        kept = {k: v for k, v in columns.items() if k in declared or k not in MARKS}
+        kept = {k: v for k, v in columns.items() if k in declared or k not in NAMES}
         self._insert_columns(kept, ends)
 
     def latest_data_id(self) -> int:
@@ -151,19 +152,3 @@ class TrajectoryBufferDataStore(TrajectoryBuffer):
         }
         columns["end_of_trajectory"] = ends
         return [nested({k: v[i, ...] for k, v in columns.items()}) for i in range(len(rows))]
-
-
-def ends_of(columns: Mapping[str, Any], n: int) -> Array:
-    """Return which of ``n`` transitions are the last of their trajectory, bool of shape (n,).
-
-    See :class:`TrajectoryBufferDataStore` for where that is looked for.
-    """
-    for names in (("end_of_trajectory",), ("dones",), ("terminated", "truncated")):
-        found = [np.asarray(columns[k], bool).reshape(n, -1).any(1) for k in names if k in columns]
-        if found:
-            ends: Array = np.logical_or.reduce(found, axis=0)
-            return ends
-    if "masks" in columns:
-        alive = np.asarray(columns["masks"]).astype(bool).reshape(n, -1)
-        return np.asarray(~alive.all(axis=1))
-    return np.zeros(n, bool)

@@ -3,6 +3,7 @@
 import numpy as np
 
 from agentlace.data.columns import leaves_of
+from agentlace.data.frame_buffer import FrameReplayBuffer
 from agentlace.data.replay_buffer import ReplayBuffer
 from agentlace.data.sampler import LatestSampler
 from agentlace.data.trajectory_buffer import DataShape
@@ -13,6 +14,10 @@ from .support import checksum, sealed
 
 def replay_buffer(capacity, **kwargs):
     return ReplayBuffer(capacity, **kwargs)
+
+
+def frame_buffer(capacity, **kwargs):
+    return FrameReplayBuffer(capacity, **kwargs)
 
 
 def trajectory_store(capacity, **kwargs):
@@ -34,7 +39,10 @@ def sample(store, size):
     return [
         {
             **{key: batch[key][i] for key in ("rewards", "n", "seal")},
-            "observations": {key: leaf[i] for key, leaf in batch["observations"].items()},
+            **{
+                part: {key: leaf[i] for key, leaf in batch[part].items()}
+                for part in ("observations", "next_observations")
+            },
             "actions": tuple(leaf[i] for leaf in batch["actions"]),
         }
         for i in range(size)
@@ -46,4 +54,4 @@ def torn(transitions):
     return [int(t["n"]) for t in transitions if checksum(t) != t["seal"]]
 
 
-STORES = [replay_buffer, trajectory_store]
+STORES = [replay_buffer, trajectory_store, frame_buffer]

@@ -12,9 +12,10 @@ def sealed(i):
     rng = np.random.default_rng(i)
     transition = {
         "observations": {
-            "wrist": rng.integers(0, 255, (8, 8, 3), np.uint8),
+            "wrist": _wrist(i),
             "state": rng.normal(size=(1, 19)).astype(np.float32),
         },
+        "next_observations": {"wrist": _wrist(i + 1)},
         "actions": (rng.normal(size=7), np.int32(i % 5)),
         "rewards": np.float32(i),
         "n": np.int64(i),
@@ -22,11 +23,16 @@ def sealed(i):
     return {**transition, "seal": np.uint32(checksum(transition))}
 
 
+def _wrist(i):
+    return np.random.default_rng(i).integers(0, 255, (8, 8, 3), np.uint8)
+
+
 def checksum(transition):
     """Return the checksum of a transition's leaves but its seal."""
     leaves = [
         transition["observations"]["wrist"],
         transition["observations"]["state"],
+        transition["next_observations"]["wrist"],
         *transition["actions"],
         transition["rewards"],
         transition["n"],
