@@ -17,6 +17,7 @@
     ├── ActorReplaced        a newer process took this actor's identity
     ├── AlreadyServed        another live server has this identity
     ├── SchemaMismatch       a transition that does not fit its store  (also a ValueError)
+    ├── NotEnoughData        a sample waited in vain for inserts       (also a TimeoutError)
     ├── MissingExtra         an optional dependency is not installed   (also an ImportError)
     └── Closed               use after ``stop()`` or ``close()``
 
@@ -155,6 +156,16 @@ class SchemaMismatch(AgentlaceError, ValueError):
         self.path = path
         self.reason = reason
         super().__init__(f"{path or 'the transition'}: {reason}")
+
+
+class NotEnoughData(AgentlaceError, TimeoutError):
+    """A sample waited in vain for transitions to be inserted."""
+
+    def __init__(self, missing: str, timeout_s: float) -> None:
+        """Say what was missing when the time, in seconds, was over."""
+        self.missing = missing
+        self.timeout_s = timeout_s
+        super().__init__(f"no sample within {timeout_s:g} s: {missing}")
 
 
 class MissingExtra(AgentlaceError, ImportError):

@@ -10,6 +10,7 @@ import numpy as np
 from agentlace.codec import Chunk
 from agentlace.data.columns import Array, Schema, as_transition, leaves_of, map_leaves
 from agentlace.data.data_store import Refusals, Taken, insert_each
+from agentlace.data.packing import pack_frames
 from agentlace.data.ring import Head, blocks, read_whole, take_rows, write_rows
 from agentlace.data.sampled_store import SampledStore
 
@@ -129,6 +130,7 @@ class ReplayBuffer(SampledStore):
         batch_size: int,
         keys: Sequence[str] | None = None,
         indx: Array | None = None,
+        pack_obs_and_next_obs: bool = False,
     ) -> Any:
         """Return a batch, uniform with replacement.
 
@@ -136,6 +138,8 @@ class ReplayBuffer(SampledStore):
             batch_size: number of transitions.
             keys: top-level keys to return, all if None.
             indx: positions in the ring to return instead of random ones, int array.
+            pack_obs_and_next_obs: join stacked frames of both, see
+                :func:`~agentlace.data.packing.pack_frames`.
 
         Returns:
             The transition's tree, each leaf a new array with leading dimension ``batch_size``.
@@ -143,7 +147,8 @@ class ReplayBuffer(SampledStore):
         Raises:
             ValueError: the buffer is empty.
         """
-        return self._sample(batch_size, keys, indx)
+        batch = self._sample(batch_size, keys, indx)
+        return pack_frames(batch) if pack_obs_and_next_obs else batch
 
     def _sample(self, size: int, keys: Sequence[str] | None, indx: Array | None, *how: Any) -> Any:
         if self._head.written == 0:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from threading import Condition, Lock
 from typing import Any
 
 from agentlace.data.data_store import DataStoreBase
+from agentlace.data.prefetch import Prefetch
+from agentlace.data.rate_limiter import RateLimiter
 
 
 class SampledStore(DataStoreBase):
@@ -35,6 +38,38 @@ class SampledStore(DataStoreBase):
     def sample(self, *args: Any, **kwargs: Any) -> Any:
         """Return a batch; see each store."""
         raise NotImplementedError
+
+    def get_iterator(
+        self,
+        sample_args: Mapping[str, Any],
+        queue_size: int = 2,
+        device: Any = None,
+        pack_obs_and_next_obs: bool = False,
+        limiter: RateLimiter | None = None,
+        transform: Callable[[Any], Any] | None = None,
+        timeout_s: float | None = None,
+    ) -> Prefetch:
+        """Return an endless iterator over batches that are sampled in the background.
+
+        Args:
+            sample_args: arguments of :meth:`sample`, such as ``{"batch_size": 256}``.
+            queue_size: so many batches are kept ready.
+            device: a JAX device or sharding that batches are moved to; numpy if None.
+            pack_obs_and_next_obs: join the frames of observations and next observations.
+            limiter: lets samples through; as fast as they are asked for if None.
+            transform: called with each batch after it was moved, in the background.
+            timeout_s: of the limiter; waits without end if None.
+        """
+        packing = {"pack_obs_and_next_obs": True} if pack_obs_and_next_obs else {}
+        args = {**sample_args, **packing}
+        return Prefetch(self, args, queue_size, device, limiter, transform, timeout_s)
+
+    @contextmanager
+    def preloading(self) -> Iterator[None]:
+        """Count what is inserted inside of this context as :attr:`preloaded`."""
+        before = self.inserted
+        yield
+        self.preloaded += self.inserted - before
 
     def wait_until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
         """Wait until a condition on this store holds, looking after each insert.
