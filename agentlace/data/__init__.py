@@ -9,6 +9,9 @@
     sampler.py, n_step.py     what a sample of a trajectory buffer holds
     trajectory_data_store.py  the same, at either end of a stream
     jaxrl_data_store.py       stores whose shapes are given by Gymnasium spaces
+    mixture.py                batches from several stores in fixed shares
+    rate_limiter.py           when a store may be sampled
+    prefetch.py, augment.py   sampling in the background, onto a device; random crops there
 
     columns.py                trees of arrays with a leading dimension, and their schema
     ring.py                   writing rows while others read them
@@ -16,12 +19,16 @@
     episodes.py, reading.py, storage.py, trajectory_file.py    parts of the trajectory buffer
     draw.py, priority_sampler.py, sum_tree.py                  parts of the samplers
     frame_windows.py, frame_pool.py                            parts of the frame buffer
+    packing.py                frames of both observations in one array
     ends.py                   where transitions tell that they are the last
     archive.py                files that are either whole or not there
 """
 
 from agentlace.data.data_store import DataStoreBase, QueuedDataStore
 from agentlace.data.frame_buffer import FrameReplayBuffer
+from agentlace.data.mixture import Mixture
+from agentlace.data.prefetch import Prefetch
+from agentlace.data.rate_limiter import RateLimiter
 from agentlace.data.replay_buffer import ReplayBuffer
 from agentlace.data.trajectory_buffer import DataShape, TrajectoryBuffer
 
@@ -29,7 +36,10 @@ __all__ = [
     "DataShape",
     "DataStoreBase",
     "FrameReplayBuffer",
+    "Mixture",
+    "Prefetch",
     "QueuedDataStore",
+    "RateLimiter",
     "ReplayBuffer",
     "TrajectoryBuffer",
 ]
