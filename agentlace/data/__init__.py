@@ -12,11 +12,13 @@
     mixture.py                batches from several stores in fixed shares
     rate_limiter.py           when a store may be sampled
     prefetch.py, augment.py   sampling in the background, onto a device; random crops there
+    snapshots.py              snapshots that write only what is new
 
     columns.py                trees of arrays with a leading dimension, and their schema
     ring.py                   writing rows while others read them
     sampled_store.py          what stores that can be sampled have in common
-    episodes.py, reading.py, storage.py, trajectory_file.py    parts of the trajectory buffer
+    trajectory_ring.py, trajectory_file.py, episodes.py, reading.py, storage.py
+                              parts of the trajectory buffer
     draw.py, priority_sampler.py, sum_tree.py                  parts of the samplers
     frame_windows.py, frame_pool.py                            parts of the frame buffer
     packing.py                frames of both observations in one array
@@ -30,6 +32,7 @@ from agentlace.data.mixture import Mixture
 from agentlace.data.prefetch import Prefetch
 from agentlace.data.rate_limiter import RateLimiter
 from agentlace.data.replay_buffer import ReplayBuffer
+from agentlace.data.snapshots import Snapshots
 from agentlace.data.trajectory_buffer import DataShape, TrajectoryBuffer
 
 __all__ = [
@@ -41,5 +44,6 @@ __all__ = [
     "QueuedDataStore",
     "RateLimiter",
     "ReplayBuffer",
+    "Snapshots",
     "TrajectoryBuffer",
 ]

@@ -87,6 +87,11 @@ class Schema:
         self._expected = {path: (a.shape, a.dtype) for path, a in leaves_of(self.example)}
         self._warned: set[str] = set()
 
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of one transition."""
+        return sum(leaf.nbytes for _, leaf in leaves_of(self.example))
+
     def allocate(self, capacity: int) -> Any:
         """Return the tree of zeroed storage arrays."""
         return map_leaves(lambda a: np.zeros((capacity, *a.shape), a.dtype), self.example)

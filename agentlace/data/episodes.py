@@ -40,6 +40,7 @@ class Episodes:
             of the row. Arrays of shape (capacity,).
         arrived: per position, the how manieth row that was ever inserted it is, from 0.
         range: (begin, end) of the rows that may be sampled, replaced as a whole.
+        first: number of the first row that ever was there.
         claimed: rows below this number have been written, or are just being written.
         inserted: rows that were ever inserted, those included that were rolled back.
     """
@@ -58,12 +59,19 @@ class Episodes:
             "seq_id": np.full(capacity, -1, np.int64),
         }
         self.arrived = np.full(capacity, -1, np.int64)
-        self.insert_idx = self.claimed = self.inserted = 0
+        self.first = self.insert_idx = self.claimed = self.inserted = 0
         self.range = (0, 0)
 
     def __len__(self) -> int:
         """Return the number of rows that are there."""
-        return min(self.insert_idx, self.capacity)
+        return min(self.insert_idx - self.first, self.capacity)
+
+    def begin_at(self, first: int, trajectory_id: int, inserted: int) -> None:
+        """Number the next row ``first``, and have none before."""
+        self.first = self.insert_idx = self.claimed = first
+        self.range = (first, first)
+        self.trajectory.begin_idx, self.trajectory.id = first, trajectory_id
+        self.inserted = inserted
 
     def claim(self, n: int) -> int:
         """Take the rows that the next ``n`` will overwrite out of the range.
@@ -118,6 +126,21 @@ class Episodes:
         begin, end = np.maximum(found[:, 0], span[0]), found[:, 1]
         return begin, np.where(end == NOT_ENDED, span[1], np.minimum(end, span[1]))
 
+    def is_last(self, rows: Array) -> Array:
+        """Return which rows are the last of their trajectory, as far as is known."""
+        last: Array = self.metadata["ep_end"][rows % self.capacity] == rows + 1
+        return last
+
+    def restart_state(self, first: int, end: int) -> dict[str, Any]:
+        """Return what :meth:`begin_at` needs, to have the rows [first, end)."""
+        known = self.metadata["seq_id"][first % self.capacity] == first < self.insert_idx
+        ids = self.metadata["trajectory_id"]
+        return {
+            "min_length": self.trajectory.min_length,
+            "trajectory_id": int(ids[first % self.capacity]) if known else self.trajectory.id,
+            "inserted": self.inserted - (self.insert_idx - end),
+        }
+
     def settled(self) -> int:
         """Return the row before which all are sure to stay and known to be a last one or not.
 
@@ -134,6 +157,7 @@ class Episodes:
             "trajectory": asdict(self.trajectory),
             "range": list(self.range),
             "insert_idx": self.insert_idx,
+            "first": self.first,
             "claimed": self.claimed,
             "inserted": self.inserted,
         }
@@ -147,7 +171,7 @@ class Episodes:
         book.trajectory = Trajectory(**state["trajectory"])
         begin, end = state["range"]
         book.range = (begin, end)
-        for name in ("insert_idx", "claimed", "inserted"):
+        for name in ("first", "insert_idx", "claimed", "inserted"):
             setattr(book, name, state[name])
         for name, values in metadata.items():
             book.metadata[name][: len(values)] = values

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -135,14 +137,44 @@ class FrameReplayBuffer(ReplayBuffer):
         leaves = dict(leaves_of(columns))
         now = {c: leaves[path] for c, path in self._cameras.items()}
         after = {c: leaves[_next(path)] for c, path in self._cameras.items()}
-        n = len(next(iter(now.values())))
+        ends = ends_of(columns, len(next(iter(now.values()))))
+        rest = self._without_frames(columns)
+        self._put(rest, len(ends), lambda: self._windows.store(now, after, ends))
+
+    def _put(self, rest: Any, n: int, store: Callable[[], Array]) -> None:
         lost = self._head.rows()
         at = self._head.claim(n)
-        windows = self._windows.store(now, after, ends_of(columns, n))
+        windows = store()
         self._windows.give_back(lost[0], self._head.rows()[0], lost[1], windows[0])
         self._windows.write(windows, at)
-        self._write_columns(self._without_frames(columns), at)
+        self._write_columns(rest, at)
         self._head.commit()
+
+    def _export(self, rows: Array) -> Any:
+        return {"rest": super()._read(rows, None), **self._windows.export(rows)}
+
+    def absorb_rows(self, columns: Any, part: slice) -> None:
+        """Insert a part of exported rows."""
+        rest = map_leaves(lambda a: a[part], columns["rest"])
+        shown, ends = columns["shown"][part], ends_of(rest, part.stop - part.start)
+        with self._writing:
+            self._schema_for(self._first_of(rest, columns["frames"], shown[0]))
+            size = min(BLOCK_ROWS, self.capacity)
+            for start in range(0, len(shown), size):
+                rows = slice(start, start + size)
+                exported = {"frames": columns["frames"], "shown": shown[rows]}
+                store = partial(self._windows.absorb, exported, ends[rows])
+                self._put(map_leaves(itemgetter(rows), rest), len(shown[rows]), store)
+        self._announce()
+
+    def _first_of(self, rest: Any, frames: dict[str, Array], window: Array) -> Any:
+        """Return the first exported transition as it was inserted."""
+        transition = map_leaves(lambda a: a[0], rest)
+        for camera, array in frames.items():
+            frame = array[window[1:]] if self._stacked else array[window[-1]]
+            for top in (NOW, NEXT):
+                _place(transition, f"{top}/{camera}" if camera else top, frame)
+        return transition
 
     # -- reading -----------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -56,6 +57,23 @@ class FrameWindows:
         """Return the frames in slots of any shape, by camera; copies."""
         # Asked for after the slots: a pool that grew meanwhile has all that they refer to.
         return {camera: take_rows(array, slots) for camera, array in self._pool.arrays.items()}
+
+    def export(self, rows: Array) -> dict[str, Any]:
+        """Return the frames that rows show, each once, and which of these each row shows."""
+        windows = self.take(rows)
+        slots, shown = np.unique(windows, return_inverse=True)
+        return {"frames": self.frames(slots), "shown": shown.reshape(windows.shape)}
+
+    def absorb(self, exported: Mapping[str, Any], ends: Array) -> Array:
+        """Store frames of exported rows; returns what :meth:`store` does."""
+        shown, frames = exported["shown"], exported["frames"]
+        now = {camera: take_rows(array, shown[:, :-1]) for camera, array in frames.items()}
+        after = {camera: take_rows(array, shown[:, 1:]) for camera, array in frames.items()}
+        stacked, self.stacked = self.stacked, True  # they know their history
+        try:
+            return self.store(now, after, ends)
+        finally:
+            self.stacked = stacked
 
     def write(self, windows: Array, at: int) -> None:
         """Write the slots that rows show, from a position on."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from agentlace.data.columns import Array, Schema, as_transition, leaves_of, map_
 from agentlace.data.data_store import Refusals, Taken, insert_each
 from agentlace.data.packing import pack_frames
 from agentlace.data.ring import Head, blocks, read_whole, take_rows, write_rows
-from agentlace.data.sampled_store import SampledStore
+from agentlace.data.sampled_store import Part, SampledStore
 
 
 class ReplayBuffer(SampledStore):
@@ -37,7 +37,7 @@ class ReplayBuffer(SampledStore):
 
     def __len__(self) -> int:
         """Return the number of transitions that can be sampled."""
-        return min(self._head.written, self.capacity)
+        return min(self._head.written - self._head.first, self.capacity)
 
     @property
     def inserted(self) -> int:
@@ -151,7 +151,7 @@ class ReplayBuffer(SampledStore):
         return pack_frames(batch) if pack_obs_and_next_obs else batch
 
     def _sample(self, size: int, keys: Sequence[str] | None, indx: Array | None, *how: Any) -> Any:
-        if self._head.written == 0:
+        if len(self) == 0:
             raise ValueError("cannot sample: the replay buffer is empty")
 
         def read(rows: Array) -> Any:
@@ -192,6 +192,30 @@ class ReplayBuffer(SampledStore):
             there = min(new, len(self))
             rows = self._rows(np.arange(self._head.written - there, self._head.written))
             return Taken(rows, self._head.written - 1, new - there)
+
+    def export_rows(self, begin: int, nbytes: int) -> Part:
+        """Return rows from a number on, about so many bytes; inserts wait meanwhile."""
+        state = self._common_state()
+        with self._writing:
+            first, end = self._head.rows()
+            begin = max(begin, first)
+            if self._schema is not None:
+                end = min(end, begin + max(1, nbytes // max(1, self._schema.nbytes)))
+            columns = self._export(np.arange(begin, end)) if end > begin else None
+            state |= {"begin": first, "end": end}
+            return Part(columns, begin, end, end, self._head.written, state)
+
+    def begin_restore(self, state: Mapping[str, Any]) -> None:
+        """Let an empty buffer begin at the first row of a snapshot."""
+        with self._writing:
+            self._head.begin_at(state["begin"])
+
+    def absorb_rows(self, columns: Any, part: slice) -> None:
+        """Insert a part of exported rows."""
+        self.insert_columns(map_leaves(lambda a: a[part], columns), part.stop - part.start)
+
+    def _export(self, rows: Array) -> Any:
+        return self._read(rows, None)
 
     def _rows(self, rows: Array) -> list[Any]:
         columns = ReplayBuffer._read(self, rows, None)

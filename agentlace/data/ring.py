@@ -28,13 +28,18 @@ class Head:
 
     Attributes:
         capacity: of the ring, in rows.
+        first: number of the first row that ever was there.
         claimed: rows below this number have been written, or are just being written.
         written: rows below this number have been written.
     """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.claimed = self.written = 0
+        self.begin_at(0)
+
+    def begin_at(self, first: int) -> None:
+        """Number the next row ``first``, and have none before."""
+        self.first = self.claimed = self.written = first
 
     def claim(self, n: int) -> int:
         """Announce that the next ``n`` rows will be written; return their first position."""
@@ -48,7 +53,7 @@ class Head:
     def rows(self) -> tuple[int, int]:
         """Return the rows that can be read: [begin, end). Any thread may ask."""
         end = self.written  # first, since what is claimed grows before
-        return max(0, self.claimed - self.capacity), end
+        return max(self.first, self.claimed - self.capacity), end
 
     def is_torn(self, rows: Array) -> Array:
         """Return which of the rows may have been overwritten since :meth:`rows` told them."""

@@ -5,11 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from threading import Condition, Lock
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from agentlace.data.data_store import DataStoreBase
 from agentlace.data.prefetch import Prefetch
 from agentlace.data.rate_limiter import RateLimiter
+
+
+class Part(NamedTuple):
+    """Consecutive rows of a store, for a snapshot.
+
+    Attributes:
+        columns: a tree of arrays that :meth:`SampledStore.absorb_rows` takes.
+        first: number of the first row.
+        end: the number after the last.
+        settled: rows from this number on may still change.
+        newest: the number after the newest row.
+        state: all else that makes up the store at its row ``end``: plain values, of which
+            ``begin`` is the first row that is needed.
+    """
+
+    columns: Any
+    first: int
+    end: int
+    settled: int
+    newest: int
+    state: dict[str, Any]
 
 
 class SampledStore(DataStoreBase):
@@ -20,6 +43,8 @@ class SampledStore(DataStoreBase):
         preloaded: of :attr:`inserted`, how many were loaded in advance, such as demonstrations;
             a rate limiter does not count them.
     """
+
+    _rng: np.random.Generator
 
     def __init__(self, capacity: int) -> None:
         super().__init__(capacity)
@@ -70,6 +95,29 @@ class SampledStore(DataStoreBase):
         before = self.inserted
         yield
         self.preloaded += self.inserted - before
+
+    def export_rows(self, begin: int, nbytes: int) -> Part:
+        """Return rows from a number on, about so many bytes; inserts wait meanwhile."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be saved in parts")
+
+    def begin_restore(self, state: Mapping[str, Any]) -> None:
+        """Let an empty store begin at the first row of a snapshot."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be saved in parts")
+
+    def absorb_rows(self, columns: Any, part: slice) -> None:
+        """Insert a part of exported rows."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be saved in parts")
+
+    def end_restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what else a snapshot holds, after all its rows."""
+        self.preloaded = state["preloaded"]
+        with self._drawing:
+            self._rng.bit_generator.state = state["rng"]
+
+    def _common_state(self) -> dict[str, Any]:
+        with self._drawing:
+            rng = self._rng.bit_generator.state
+        return {"preloaded": self.preloaded, "rng": rng}
 
     def wait_until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
         """Wait until a condition on this store holds, looking after each insert.

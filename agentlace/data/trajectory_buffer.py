@@ -4,38 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from agentlace.codec.dtypes import dtype_of
-from agentlace.data.columns import Array, Schema, leaves_of
+from agentlace.data.columns import Array
 from agentlace.data.draw import Sampler
-from agentlace.data.episodes import Episodes, Trajectory
 from agentlace.data.reading import Range, Reading, SampleConfig, Transform
-from agentlace.data.ring import blocks, read_whole
-from agentlace.data.sampled_store import SampledStore
-from agentlace.data.storage import make_storage
+from agentlace.data.ring import read_whole
 from agentlace.data.trajectory_file import load_trajectories, save_trajectories
+from agentlace.data.trajectory_ring import DataShape, TrajectoryRing
+
+__all__ = ["DataShape", "TrajectoryBuffer"]
 
 
-@dataclass
-class DataShape:
-    """What a buffer stores per row under one name.
-
-    Attributes:
-        name: ``a/b`` stands for the leaf ``b`` of a nested dict ``a``.
-        shape: of one row.
-        dtype: its name, or a numpy dtype.
-    """
-
-    name: str
-    shape: tuple[int, ...] = ()
-    dtype: Any = "float32"
-
-
-class TrajectoryBuffer(SampledStore):
+class TrajectoryBuffer(TrajectoryRing):
     """The newest ``capacity`` rows of trajectories.
 
     A trajectory that ends with fewer than ``min_trajectory_length`` rows is rolled back. One
@@ -64,103 +47,9 @@ class TrajectoryBuffer(SampledStore):
         device: Any = None,
         use_jax: bool = False,
     ) -> None:
-        super().__init__(capacity)
-        self._episodes = Episodes(capacity, min_trajectory_length)
-        example = {s.name: np.zeros(s.shape, _dtype(s.dtype)) for s in data_shapes}
-        self._schema = Schema(example)
-        shapes = {name: (leaf.shape, leaf.dtype) for name, leaf in example.items()}
-        self._storage = make_storage(capacity, shapes, device, use_jax or device is not None)
+        super().__init__(capacity, data_shapes, seed, min_trajectory_length, device, use_jax)
         self._configs: dict[str, SampleConfig] = {}
         self._saved_priorities: dict[str, dict[str, Array]] = {}
-        self._rng = np.random.Generator(np.random.PCG64(seed))
-
-    @property
-    def dataset(self) -> dict[str, Any]:
-        """Return the storage: per name an array of shape (capacity, ...)."""
-        arrays: dict[str, Any] = self._storage.arrays
-        return arrays
-
-    @property
-    def metadata(self) -> dict[str, Array]:
-        """Return per position to which trajectory the row belongs."""
-        return self._episodes.metadata
-
-    @property
-    def inserted(self) -> int:
-        """Return the number of rows that were ever inserted, also those rolled back."""
-        return self._episodes.inserted
-
-    @property
-    def _insert_idx(self) -> int:
-        return self._episodes.insert_idx
-
-    @property
-    def _sample_begin_idx(self) -> int:
-        return self._episodes.range[0]
-
-    @property
-    def _sample_end_idx(self) -> int:
-        return self._episodes.range[1]
-
-    @property
-    def _trajectory(self) -> Trajectory:
-        return self._episodes.trajectory
-
-    def __len__(self) -> int:
-        """Return the number of rows that are there."""
-        return len(self._episodes)
-
-    # -- inserting ---------------------------------------------------------------------------------
-
-    def insert(self, data: Mapping[str, Any], end_of_trajectory: bool = False) -> None:
-        """Insert one row.
-
-        Args:
-            data: a dict, nested where names have slashes; it is not changed.
-            end_of_trajectory: whether it is the last of its trajectory. An entry of ``data``
-                of this name, which need not be declared, counts instead.
-
-        Raises:
-            SchemaMismatch: it does not fit the declared shapes; nothing of it was stored.
-        """
-        row = dict(leaves_of(data))
-        end = bool(row.get("end_of_trajectory", end_of_trajectory))
-        self._insert_row(row, end)
-
-    def _insert_row(self, row: dict[str, Any], end: bool) -> None:
-        columns = {name: np.asarray(value)[None] for name, value in row.items()}
-        self._insert_columns(columns, np.array([end]))
-
-    def _insert_columns(self, columns: dict[str, Array], ends: Array) -> None:
-        """Insert rows given as arrays by name, each ``n`` long, and which of them are last."""
-        with self._writing:
-            if "end_of_trajectory" in self._schema.example:
-                columns = {**columns, "end_of_trajectory": ends}
-            else:
-                columns.pop("end_of_trajectory", None)
-            self._schema.check(columns)
-            first = 0
-            for last in np.flatnonzero(ends):
-                self._append(columns, first, int(last) + 1)
-                self._episodes.end()
-                first = int(last) + 1
-            self._append(columns, first, len(ends))
-        self._announce()
-
-    def _append(self, columns: dict[str, Array], first: int, end: int) -> None:
-        """Append rows to the trajectory in progress, in blocks that leave something to sample."""
-        for start, stop in blocks(end - first, self.capacity):
-            rows, n = slice(first + start, first + stop), stop - start
-            at = self._episodes.claim(n)
-            self._storage.write({name: column[rows] for name, column in columns.items()}, at, n)
-            self._episodes.commit(n)
-
-    def end_trajectory(self) -> None:
-        """End the trajectory in progress; if it is too short, its rows are dropped."""
-        with self._writing:
-            self._episodes.end()
-
-    # -- sampling ----------------------------------------------------------------------------------
 
     def register_sample_config(
         self,
@@ -239,8 +128,6 @@ class TrajectoryBuffer(SampledStore):
     def _fetch(self, source: str, rows: Array) -> Any:
         return self._storage.fetch(source, rows % self.capacity)
 
-    # -- keeping -----------------------------------------------------------------------------------
-
     def save(self, path: str | os.PathLike[str]) -> None:
         """Save rows, trajectories, sampling range, generator and priorities to an ``.npz`` file.
 
@@ -284,11 +171,3 @@ class TrajectoryBuffer(SampledStore):
         buffer.preloaded = saved.state["preloaded"]
         buffer._rng.bit_generator.state = saved.state["rng"]
         return buffer
-
-
-def _dtype(dtype: Any) -> np.dtype[Any]:
-    try:
-        found: np.dtype[Any] = np.dtype(dtype)
-        return found
-    except TypeError:
-        return dtype_of(dtype)  # one of ml_dtypes'

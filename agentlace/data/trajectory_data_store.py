@@ -133,22 +133,17 @@ class TrajectoryBufferDataStore(TrajectoryBuffer):
         book = self._episodes
         with self._writing:
             end = book.settled()
-            oldest = max(0, book.claimed - self.capacity, end - (book.inserted - 1 - from_id))
-            rows = np.arange(min(oldest, end), end)
+            there = max(book.first, book.claimed - self.capacity)
+            rows = np.arange(min(max(there, end - (book.inserted - 1 - from_id)), end), end)
             arrived = book.arrived[rows % self.capacity]
             rows, new = rows[arrived > from_id], arrived[arrived > from_id]
             if not len(rows):
                 return Taken([], from_id, 0)
-            whole = rows[0] > max(0, book.claimed - self.capacity)
+            whole = rows[0] > there
             lost = 0 if whole else int(new[0]) - from_id - 1
             return Taken(self._rows(rows), int(new[-1]), lost)
 
     def _rows(self, rows: Array) -> list[Any]:
         """Return rows as nested dicts of arrays."""
-        ends = self._episodes.metadata["ep_end"][rows % self.capacity] == rows + 1
-        columns = {
-            name: np.asarray(self._storage.take(name, rows % self.capacity))
-            for name in self.dataset
-        }
-        columns["end_of_trajectory"] = ends
+        columns = self._export(rows)
         return [nested({k: v[i, ...] for k, v in columns.items()}) for i in range(len(rows))]

@@ -1,0 +1,294 @@
+"""Snapshots, over every store: only what is new is written, and a kill leaves a whole one."""
+
+import itertools
+import json
+import os
+import threading
+
+import numpy as np
+import pytest
+
+from agentlace import DecodeError
+from agentlace.codec import encode
+from agentlace.data import FrameReplayBuffer, ReplayBuffer
+from agentlace.data import snapshots as module
+from agentlace.data.data_store import put
+from agentlace.data.sampler import SequenceSampler
+from agentlace.data.snapshots import Snapshots
+
+from .stores import STORES, replay_buffer, sample, torn, trajectory_store
+from .support import chunk, same, sealed
+from .test_frame_buffer import everything, observation, pieces, transitions
+
+
+@pytest.fixture(params=STORES, ids=lambda make: make.__name__)
+def make(request):
+    return request.param
+
+
+def rows(start, end):
+    return [sealed(i) for i in range(start, end)]
+
+
+def size(folder):
+    return sum(path.stat().st_size for path in folder.glob("*.rows"))
+
+
+@pytest.fixture
+def small_pieces(monkeypatch):
+    monkeypatch.setattr(module, "PIECE_BYTES", 4000)
+    monkeypatch.setattr(module, "MERGE_BYTES", 2000)
+
+
+@pytest.mark.parametrize("parts", [[30], [7, 1, 1, 30], [40, 40, 3], [5, 300, 2, 61], [100] * 3])
+def test_a_restored_store_goes_on_as_if_nothing_had_been(make, parts, tmp_path, small_pieces):
+    store, start = make(64, seed=3), 0
+    snapshots = Snapshots(tmp_path, store)
+    for n in parts:
+        put(store, chunk(rows(start, start + n)))
+        start += n
+        snapshots.save({"steps": start})
+    restored = make(64, seed=4)
+    again = Snapshots(tmp_path, restored)
+    assert again.restore() == {"steps": start}
+    assert (len(restored), restored.inserted) == (len(store), store.inserted)
+    for _ in range(2):
+        mine, theirs = sample(restored, 50), sample(store, 50)
+        assert not torn(mine)
+        assert [t["n"] for t in mine] == [t["n"] for t in theirs]
+        for each, its in ((store, snapshots), (restored, again)):
+            put(each, chunk(rows(start, start + 20)))
+            its.save()
+        start += 20
+
+
+def test_only_what_is_new_is_written(make, tmp_path, small_pieces):
+    store = make(2000)
+    snapshots = Snapshots(tmp_path, store)
+    put(store, chunk(rows(0, 500)))
+    first = snapshots.save()
+    assert first == size(tmp_path) > 500 * 192
+    put(store, chunk(rows(500, 505)))
+    assert snapshots.save() < first / 20
+    assert snapshots.save() <= 2 * module.PIECE_BYTES
+
+
+def test_files_of_overwritten_rows_go_when_no_manifest_names_them(make, tmp_path, small_pieces):
+    store = make(50)
+    snapshots = Snapshots(tmp_path, store)
+    for i in range(20):
+        put(store, chunk(rows(50 * i, 50 * i + 50)))
+        snapshots.save()
+        named = set()
+        for name in ("manifest.json", "manifest.previous.json"):
+            path = tmp_path / name
+            manifest = json.loads(path.read_bytes()) if path.exists() else {"segments": []}
+            named |= {segment["file"] for segment in manifest["segments"]}
+        assert {path.name for path in tmp_path.glob("*.rows")} == named
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def kills(monkeypatch):
+    """Yield functions that let a save be killed at one after the other of its steps on disk."""
+    for step in range(100):
+        calls = []
+
+        def dying(name, real=None, step=step, calls=calls):
+            real = getattr(os, name)
+
+            def call(*args, **kwargs):
+                calls.append(name)
+                if len(calls) == step + 1:
+                    raise Killed
+                return real(*args, **kwargs)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for name in ("replace", "fsync"):
+                patch.setattr(os, name, dying(name))
+            yield
+            if len(calls) <= step:
+                return
+
+
+def test_a_kill_at_any_moment_leaves_a_whole_snapshot(make, tmp_path, monkeypatch, small_pieces):
+    found = set()
+    for step, _ in enumerate(kills(monkeypatch)):
+        folder = tmp_path / str(step)
+        store = make(64)
+        with pytest.MonkeyPatch.context() as unpatched:
+            for name in ("replace", "fsync"):
+                unpatched.setattr(os, name, REAL[name])
+            put(store, chunk(rows(0, 40)))
+            snapshots = Snapshots(folder, store)
+            snapshots.save({"save": 1})
+            put(store, chunk(rows(40, 60)))
+        try:
+            snapshots.save({"save": 2})
+        except Killed:
+            pass
+        with pytest.MonkeyPatch.context() as unpatched:
+            for name in ("replace", "fsync"):
+                unpatched.setattr(os, name, REAL[name])
+            restored = make(64)
+            extra = Snapshots(folder, restored).restore()
+            assert restored.inserted == {1: 40, 2: 60}[extra["save"]]
+            assert not torn(sample(restored, 30))
+            found.add(extra["save"])
+            put(restored, chunk(rows(60, 90)))
+            Snapshots(folder, restored).save()
+    assert found == {1, 2}
+
+
+REAL = {"replace": os.replace, "fsync": os.fsync}
+
+
+def test_a_damaged_snapshot_gives_way_to_the_previous_one(make, tmp_path):
+    store = make(64)
+    snapshots = Snapshots(tmp_path, store)
+    assert Snapshots(tmp_path, make(64)).restore() is None
+    put(store, chunk(rows(0, 10)))
+    snapshots.save({"save": 1})
+    put(store, chunk(rows(10, 20)))
+    snapshots.save({"save": 2})
+    (tmp_path / "manifest.json").write_bytes(b"{")
+    assert Snapshots(tmp_path, make(64)).restore() == {"save": 1}
+    (tmp_path / "manifest.previous.json").unlink()
+    with pytest.raises(DecodeError, match="damaged"):
+        Snapshots(tmp_path, make(64)).restore()
+
+
+def test_damaged_rows_are_noticed(tmp_path):
+    store = replay_buffer(64)
+    store.batch_insert(rows(0, 40))
+    Snapshots(tmp_path, store).save()
+    (path,) = tmp_path.glob("*.rows")
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DecodeError, match="damaged"):
+        Snapshots(tmp_path, replay_buffer(64)).restore()
+
+
+def test_stores_that_cannot_be_restored(tmp_path):
+    store = replay_buffer(64)
+    store.batch_insert(rows(0, 4))
+    Snapshots(tmp_path, store).save()
+    with pytest.raises(ValueError, match="empty"):
+        Snapshots(tmp_path, store).restore()
+    with pytest.raises(ValueError, match="ReplayBuffer, not a TrajectoryBufferDataStore"):
+        Snapshots(tmp_path, trajectory_store(64)).restore()
+
+
+def test_a_new_run_begins_anew_and_keeps_the_old_snapshot_once(tmp_path):
+    old, new = replay_buffer(64), replay_buffer(64)
+    old.batch_insert(rows(0, 30))
+    Snapshots(tmp_path, old).save({"run": "old"})
+    new.batch_insert(rows(100, 150))
+    Snapshots(tmp_path, new).save({"run": "new"})
+    restored = replay_buffer(64)
+    assert Snapshots(tmp_path, restored).restore() == {"run": "new"}
+    assert min(int(t["n"]) for t in sample(restored, 200)) >= 100
+    assert json.loads((tmp_path / "manifest.previous.json").read_bytes())["extra"]["run"] == "old"
+
+
+def test_an_empty_store_has_a_snapshot_too(make, tmp_path):
+    assert Snapshots(tmp_path, make(8)).save({"a": 1}) == 0
+    store = make(8)
+    assert Snapshots(tmp_path, store).restore() == {"a": 1}
+    put(store, chunk(rows(0, 5)))
+    assert not torn(sample(store, 5))
+
+
+def test_saving_goes_on_while_rows_come_in(make, tmp_path):
+    store = make(200)
+    put(store, chunk(rows(0, 200)))
+    snapshots, stop = Snapshots(tmp_path, store), threading.Event()
+    parts = [chunk(rows(200 + 40 * i, 240 + 40 * i)) for i in range(20)]
+
+    def insert():
+        while not stop.is_set():
+            for part in parts:
+                put(store, part)
+
+    inserting = threading.Thread(target=insert)
+    inserting.start()
+    try:
+        for _ in range(5):
+            snapshots.save()
+    finally:
+        stop.set()
+        inserting.join()
+    restored = make(200)
+    Snapshots(tmp_path, restored).restore()
+    assert not torn(sample(restored, 300))
+    numbers = [int(row["n"]) for row in restored.get_latest_data(-1)]
+    assert all((b - a) in (1, 1 - 800) for a, b in itertools.pairwise(numbers))
+    assert len(numbers) > 150
+
+
+# -- what belongs to one kind of store -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [3, 10, 1000])
+def test_trajectories_keep_their_bounds_and_the_one_in_progress(tmp_path, length, small_pieces):
+    def trajectories():
+        store = trajectory_store(64, min_trajectory_length=3, seed=1)
+        window = SequenceSampler(begin=-4, end=4, source="n")
+        store.register_sample_config("window", {"n": window}, (0, 2))
+        return store
+
+    store = trajectories()
+    snapshots = Snapshots(tmp_path, store)
+    for i in range(157):
+        store.insert(sealed(i), end_of_trajectory=i % length == length - 1 or i % 31 == 30)
+        if i % 13 == 0:
+            snapshots.save()
+    snapshots.save()
+    restored = trajectories()
+    again = Snapshots(tmp_path, restored)
+    again.restore()
+    for i in range(157, 170):
+        for each in (store, restored):
+            each.insert(sealed(i), end_of_trajectory=i == 165)
+        assert restored._episodes.range == store._episodes.range
+        assert same(restored.sample("window", 200), store.sample("window", 200))
+    assert restored._trajectory == store._trajectory
+
+
+@pytest.mark.parametrize("history", [1, 3])
+def test_frames_are_written_once_and_histories_are_kept(tmp_path, history, small_pieces):
+    given_rows = transitions([9, 30, 4, 25, 3, 40], lambda e, t: observation(t, e))
+    store = FrameReplayBuffer(50, history=history)
+    snapshots = Snapshots(tmp_path, store)
+    for part in pieces(given_rows, [11, 20]):
+        put(store, chunk(part))
+        snapshots.save()
+    restored = FrameReplayBuffer(50, history=history)
+    Snapshots(tmp_path, restored).restore()
+    assert same(everything(restored), everything(store))
+    for each in (store, restored):
+        each.batch_insert(given_rows[:20])
+    assert same(everything(restored), everything(store))
+
+
+def test_frames_cost_their_own_size(tmp_path):
+    shape = (64, 64, 3)
+    frames = np.random.default_rng(0).integers(0, 255, (101, *shape), np.uint8)
+    store, plain = FrameReplayBuffer(200), ReplayBuffer(200)
+    for a, b in itertools.pairwise(frames):
+        for each in (store, plain):
+            each.insert({"observations": {"w": a}, "next_observations": {"w": b}})
+    once = Snapshots(tmp_path / "once", store).save()
+    twice = Snapshots(tmp_path / "twice", plain).save()
+    assert once < 1.02 * 101 * frames[0].nbytes < 0.6 * twice
+
+
+def test_a_foreign_file_in_the_folder_is_no_snapshot(tmp_path):
+    (tmp_path / "manifest.json").write_bytes(bytes(encode({"a": 1})))
+    with pytest.raises(DecodeError):
+        Snapshots(tmp_path, replay_buffer(4)).restore()
