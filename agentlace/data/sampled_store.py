@@ -93,8 +93,10 @@ class SampledStore(DataStoreBase):
     def preloading(self) -> Iterator[None]:
         """Count what is inserted inside of this context as :attr:`preloaded`."""
         before = self.inserted
-        yield
-        self.preloaded += self.inserted - before
+        try:
+            yield
+        finally:
+            self.preloaded += self.inserted - before
 
     def export_rows(self, begin: int, nbytes: int) -> Part:
         """Return rows from a number on, about so many bytes; inserts wait meanwhile."""
