@@ -30,7 +30,6 @@ INTERRUPT_S = 1.0
 SIGNAL_SLICE_S = 0.1
 INTERRUPTED = 130
 NOT_YET = {
-    "use_traj_buffer": "comes with the trajectory buffer, which this version does not have yet",
     "rlds_log_dir": "comes with the RLDS recorder, which this version does not have yet",
 }
 
@@ -61,7 +60,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--hidden", type=_count, nargs="+", default=[256, 256], help="layer widths [256 256]")
     add("--learning_rate", type=float, default=3e-4, help="[%(default)s]")
     add("--actor_timeout_s", type=float, default=60.0, help=_ACTOR_TIMEOUT)
-    add("--use_traj_buffer", action="store_true", help="(" + NOT_YET["use_traj_buffer"] + ")")
+    add("--use_traj_buffer", action="store_true", help="keep whole trajectories, sampled by row")
     add("--rlds_log_dir", help="(" + NOT_YET["rlds_log_dir"] + ")")
     args = parser.parse_args(argv)
     for flag, why in NOT_YET.items():
@@ -153,19 +152,29 @@ def run(
     from actor import Actor, make_env
     from learner import Learner
 
-    from agentlace.data.jaxrl_data_store import ReplayBufferDataStore
-
     if args.role == "actor":
         ends.append(Actor(args, progress, stop))
         return act(args, *ends)
     env = make_env(args, render=False)
-    spaces = env.observation_space, env.action_space
-    store = ReplayBufferDataStore(*spaces, args.capacity, seed=args.seed)
+    store = make_store(args, env)
     ends.append(Learner(args, env, store, progress, stop))
     if args.role == "learner":
         return learn(args, *ends, store)
     ends.append(Actor(args, progress, stop))
     return act_and_learn(ends[1], ends[0], store, stop)
+
+
+def make_store(args: argparse.Namespace, env: Any) -> Any:
+    """Return where transitions arrive."""
+    from agentlace.data.jaxrl_data_store import (
+        ReplayBufferDataStore,
+        make_default_trajectory_buffer,
+    )
+
+    spaces = env.observation_space, env.action_space
+    if args.use_traj_buffer:
+        return make_default_trajectory_buffer(*spaces, args.capacity, seed=args.seed)
+    return ReplayBufferDataStore(*spaces, args.capacity, seed=args.seed)
 
 
 def conclude(args: argparse.Namespace, ends: list[Any]) -> None:

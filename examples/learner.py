@@ -15,8 +15,6 @@ from actor import make_agent
 from report import Progress, Rate, final_return
 from sac import SACAgent
 
-from agentlace.data.jaxrl_data_store import ReplayBufferDataStore
-
 matplotlib.use("Agg")
 # Here, not where it draws: this takes a second, which an interrupted learner does not have.
 from matplotlib import pyplot
@@ -84,7 +82,7 @@ class Learner:
         self,
         args: Namespace,
         env: gym.Env,
-        store: ReplayBufferDataStore,
+        store: Any,
         progress: Progress,
         stop: threading.Event,
     ) -> None:
@@ -140,7 +138,7 @@ class Learner:
     def _learn(self, agent: SACAgent) -> SACAgent:
         """Make the updates that one block of environment steps pays for."""
         updates = self._block * self._args.utd_ratio
-        rows = self._store.sample(updates * self._args.batch_size)
+        rows = self._sample(updates * self._args.batch_size)
         batches = {
             key: np.asarray(rows[key], np.float32).reshape(
                 updates, self._args.batch_size, *rows[key].shape[1:]
@@ -150,6 +148,11 @@ class Learner:
         agent, _ = agent.update(batches)
         self._learned += self._block
         return agent
+
+    def _sample(self, size: int) -> dict[str, Any]:
+        if self._args.use_traj_buffer:
+            return self._store.sample("training", size)[0]
+        return self._store.sample(size)
 
     def _publish(self, server: Any, agent: SACAgent) -> None:
         server.publish_network(agent.params)

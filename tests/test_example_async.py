@@ -149,6 +149,17 @@ def test_one_process_is_both(start: Start, tmp_path: Path) -> None:
 
 
 @needs_sac
+def test_the_learner_may_keep_trajectories(start: Start, tmp_path: Path, broker_url: str) -> None:
+    learner = start("--learner", "--use_traj_buffer", *FLAGS, broker=broker_url)
+    actor = start("--actor", *FLAGS, broker=broker_url)
+    for child in (actor, learner):
+        code, output = ended(child)
+        assert code == 0, output
+    learned = summary_of(tmp_path / "runs/Pendulum-v1-0-learner", output)
+    assert (learned["steps"], learned["updates"]) == (STEPS, 2 * STEPS)
+
+
+@needs_sac
 def test_the_demo_tells_that_it_did_not_learn(start: Start, tmp_path: Path) -> None:
     code, output = ended(start("--max_steps", "400", program=DEMO))
     assert code == 1, output
@@ -168,7 +179,6 @@ def test_help_needs_nothing_heavy(start: Start) -> None:
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (["--use_traj_buffer"], "comes with the trajectory buffer"),
         (["--rlds_log_dir", "logs"], "comes with the RLDS recorder"),
         (["--batch_size", "0"], "not a positive number"),
     ],

@@ -63,6 +63,7 @@ def make_default_trajectory_buffer(
     capacity: int,
     device: Any = None,
     rlds_logger: Any = None,
+    seed: int = 0,
 ) -> TrajectoryBufferDataStore:
     """Return a trajectory buffer for transitions of one environment.
 
@@ -76,6 +77,7 @@ def make_default_trajectory_buffer(
         capacity: in transitions.
         device: a JAX device to keep the transitions on, as JAX arrays; numpy if None.
         rlds_logger: comes with the RLDS recorder; must be None until then.
+        seed: of the generator that samples.
     """
     observation = example_of(observation_space)
     example = {
@@ -87,7 +89,7 @@ def make_default_trajectory_buffer(
         "end_of_trajectory": np.zeros((), np.bool_),
     }
     shapes = [DataShape(path, leaf.shape, leaf.dtype) for path, leaf in leaves_of(example)]
-    store = TrajectoryBufferDataStore(capacity, shapes, device, rlds_logger=rlds_logger)
+    store = TrajectoryBufferDataStore(capacity, shapes, device, seed, rlds_logger=rlds_logger)
     store.register_sample_config("training", {name: LatestSampler() for name in example})
     return store
 
