@@ -6,7 +6,10 @@ Runs under pytest and as a script: python tests/test_data_store.py
 import numpy as np
 
 from agentlace.data.data_store import QueuedDataStore
+from agentlace.data.jaxrl_data_store import TrajectoryBufferDataStore
 from agentlace.data.replay_buffer import ReplayBuffer
+from agentlace.data.sampler import LatestSampler, SequenceSampler
+from agentlace.data.trajectory_buffer import DataShape
 
 
 def test_queued_data_store():
@@ -35,7 +38,33 @@ def test_replay_buffer():
     assert set(batch["rewards"]) == {2.0, 3.0, 4.0, 5.0}
 
 
+def test_trajectory_buffer():
+    store = TrajectoryBufferDataStore(
+        capacity=100,
+        data_shapes=[DataShape(name="data"), DataShape(name="index", dtype="int32")],
+        min_trajectory_length=3,
+    )
+    store.register_sample_config(
+        "window",
+        {"index": LatestSampler(), "past": SequenceSampler(begin=-3, end=1, source="index")},
+        (-1, 2),
+    )
+    for length in [10] * 10 + [8]:
+        for i in range(length):
+            store.insert({"data": np.float32(i), "index": i}, False)
+        store.end_trajectory()
+    assert store._sample_begin_idx == 10
+    assert store._sample_end_idx == 108
+    assert store._insert_idx == 108
+    rows = np.arange(store._sample_begin_idx, store._sample_end_idx)
+    data, mask = store.sample("window", 64, force_indices=rows)
+    assert data["past"].shape == (98, 4)
+    assert np.all(data["index"] > 0)  # the first row of a trajectory has none before it
+    assert np.all(mask["past"].sum(axis=1) == np.minimum(data["index"] + 1, 4))
+
+
 if __name__ == "__main__":
     test_queued_data_store()
     test_replay_buffer()
+    test_trajectory_buffer()
     print("[test_data_store] passed")
