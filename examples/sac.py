@@ -42,6 +42,8 @@ class SACConfig:
         tau: Share of the critics that flows into their targets per update.
         num_critics: Size of the ensemble.
         subset: How many critics make a target; None takes all of them.
+        layer_norm: Whether critics normalise their layers, as RLPD's do (Ball et al. 2023,
+            arXiv:2302.02948): it keeps values of actions that nobody took from running away.
         target_entropy: Entropy that the temperature aims at; None is `-A`.
     """
 
@@ -52,6 +54,7 @@ class SACConfig:
     tau: float = 0.005
     num_critics: int = 2
     subset: int | None = None
+    layer_norm: bool = False
     target_entropy: float | None = None
 
     @property
@@ -64,12 +67,14 @@ class MLP(nn.Module):
     """Dense layers with ReLU between them."""
 
     widths: tuple[int, ...]
+    layer_norm: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map (..., in) to (..., widths[-1]), activated."""
         for width in self.widths:
-            x = nn.relu(nn.Dense(width)(x))
+            x = nn.Dense(width)(x)
+            x = nn.relu(nn.LayerNorm()(x) if self.layer_norm else x)
         return x
 
 
@@ -91,11 +96,12 @@ class Critic(nn.Module):
     """Observation and action to one value."""
 
     hidden: tuple[int, ...]
+    layer_norm: bool = False
 
     @nn.compact
     def __call__(self, observations: jax.Array, actions: jax.Array) -> jax.Array:
         """Map (..., O) and (..., A) to (...)."""
-        x = MLP(self.hidden)(jnp.concatenate([observations, actions], axis=-1))
+        x = MLP(self.hidden, self.layer_norm)(jnp.concatenate([observations, actions], axis=-1))
         return nn.Dense(1)(x)[..., 0]
 
 
@@ -109,7 +115,7 @@ def ensemble(config: SACConfig) -> nn.Module:
         out_axes=0,
         axis_size=config.num_critics,
     )
-    return critics(config.hidden)
+    return critics(config.hidden, config.layer_norm)
 
 
 def squashed_sample(
