@@ -191,6 +191,7 @@ class Consumer:
             if chunk.n != entry.number - first + 1:
                 raise DecodeError(f"{chunk.n} transitions where {entry} and {first} were told")
             chunk = self._without_known(actor, position, entry, first, chunk)
+            chunk.meta = {**chunk.meta, "actor": actor}
             refusals = self._apply(actor, chunk, entry) or {}
             self.applied += chunk.n - len(refusals)
             if refusals:

@@ -723,6 +723,23 @@ def test_a_network_published_before_start_comes(serve, connect):
     assert seen.wait() == ["early"]
 
 
+def test_chunks_name_their_actor(serve, connect):
+    actors = Log()
+
+    class Named(QueuedDataStore):
+        def insert_chunk(self, chunk):
+            actors(chunk.meta["actor"])
+            self.batch_insert(chunk.rows())
+
+    serve().register_data_store("robot", Named(100))
+    for actor_id in ("left", "right"):
+        store = QueuedDataStore(100)
+        client = connect(store, actor_id=actor_id)
+        store.batch_insert([1, 2])
+        assert client.update_datastore("robot", -1, confirm_update=True)
+    assert actors == ["left", "right"]
+
+
 def test_transitions_are_stamped_with_the_policy_that_acted(serve, connect):
     stamps = Log()
 
