@@ -163,7 +163,7 @@ def test_two_clients_feed_one_store_without_disturbing_each_other(serve, connect
     rows = wait_for_rows(server, 100)
     for actor in range(2):
         assert [row for row in rows if row[0] == actor] == [(actor, i) for i in range(50)]
-    assert clients[0].get_server_last_update_id("robot") == 49
+    wait_until(lambda: clients[0].get_server_last_update_id("robot") == 49)
 
 
 def test_inserts_of_another_thread_are_never_lost_or_doubled(serve, connect):

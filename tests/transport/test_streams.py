@@ -330,7 +330,7 @@ def test_meta_travels(actor, broker, keys):
     robot.producer.take(rows(0, 1), {"policy": [1, 2]})
     robot.producer.flush(LONG_S)
     wait_until(lambda: found)
-    assert found == [{"policy": [1, 2]}]
+    assert found == [{"policy": [1, 2], "actor": "robot"}]
     consumer.stop()
 
 

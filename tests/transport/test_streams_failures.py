@@ -251,7 +251,7 @@ def test_a_full_broker(own_broker, actor, record):
         channel.call("CONFIG", "SET", "maxmemory", "1")
         for start in (10, 20):
             with pytest.raises(StoreFull, match="has no room"):
-                robot.send(start, start + 10)
+                robot.send(start, start + 10, timeout_s=0.2)
         channel.call("CONFIG", "SET", "maxmemory", "0")
     robot.send(30, 40)
     assert recorder.has(40)
