@@ -8,8 +8,8 @@ The actor plays and sends every transition through the broker; the learner makes
 updates for each one and sends the policy back. Start them in any order, and several actors if
 you like. Both end by themselves: the actor after `--max_steps`, the learner when it has learned
 from all that its actors sent. Each leaves `summary.json` in its run directory, the learner also
-`return.png`. Ctrl-C ends either early, a second one at once; a restarted learner learns again
-from what the broker retains, and goes on.
+`returns.csv` and `return.png`. Ctrl-C ends either early, a second one at once; a restarted learner
+learns again from what the broker retains, and goes on.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from report import Progress, write_summary
+from report import Progress, write_returns, write_summary
 
 STORE = "actor_env"
 INTERRUPT_S = 1.0
@@ -182,6 +182,7 @@ def conclude(args: argparse.Namespace, ends: list[Any]) -> None:
     summary = {name: value for end in ends for name, value in end.summary().items()}
     write_summary(args.run_dir, {**summary, "role": args.role})
     if args.role != "actor":
+        write_returns(args.run_dir, ends[0].curve())
         ends[0].draw(args.run_dir / "return.png")
 
 

@@ -162,7 +162,7 @@ class Learner:
         received, updates = self._received(), self._updates()
         if received < self._args.training_starts:
             return f"waiting for transitions, {received:,} of {self._args.training_starts:,}"
-        mean = final_return([value for _, value in self._roster.curve()])
+        mean = final_return([value for _, value in self.curve()])
         return (
             f"step {received:,} · {self._step_rate(received):,.0f} steps/s"
             f" · {updates:,} updates · {self._update_rate(updates):,.0f} updates/s"
@@ -174,10 +174,14 @@ class Learner:
     def _updates(self) -> int:
         return self._learned * self._args.utd_ratio
 
+    def curve(self) -> list[tuple[int, float]]:
+        """Return (environment step at its end, return) of all episodes so far."""
+        return self._roster.curve()
+
     def draw(self, path: Path) -> None:
         """Draw each episode's return over the environment step at which it ended."""
         figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-        if curve := self._roster.curve():
+        if curve := self.curve():
             axes.plot(*zip(*curve, strict=True), marker=".")
         title = f"SAC on {self._args.env}, seed {self._args.seed}"
         axes.set(title=title, xlabel="environment steps", ylabel="episode return")
@@ -187,7 +191,7 @@ class Learner:
 
     def summary(self) -> dict[str, Any]:
         """Return what is left of the run, at any time."""
-        curve = self._roster.curve()
+        curve = self.curve()
         return {
             "role": "learner",
             "env": self._args.env,

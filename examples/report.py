@@ -1,4 +1,4 @@
-"""What the examples show and leave behind: a progress line and summary.json."""
+"""What the examples show and leave behind: a progress line, summary.json and returns.csv."""
 
 from __future__ import annotations
 
@@ -81,9 +81,20 @@ def final_return(returns: Sequence[float]) -> float | None:
 
 
 def write_summary(run_dir: Path, summary: dict[str, Any]) -> None:
-    """Print the summary as one line of JSON, and keep it as `summary.json`, whole or not at all."""
+    """Print the summary as one line of JSON, and keep it as `summary.json`."""
     line = json.dumps(summary)
-    draft = run_dir / "summary.json.new"
-    draft.write_text(line + "\n")
-    os.replace(draft, run_dir / "summary.json")
+    _write(run_dir / "summary.json", line + "\n")
     print(line, flush=True)
+
+
+def write_returns(run_dir: Path, curve: Sequence[tuple[int, float]]) -> None:
+    """Keep each episode's last environment step and return, as `returns.csv`."""
+    rows = "".join(f"{step},{value}\n" for step, value in curve)
+    _write(run_dir / "returns.csv", "step,return\n" + rows)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    draft = path.with_name(path.name + ".new")
+    draft.write_text(text)
+    os.replace(draft, path)

@@ -69,6 +69,13 @@ def summary_of(run_dir: Path, output: str) -> dict[str, Any]:
     return json.loads(text)
 
 
+def curve_of(run_dir: Path) -> list[tuple[int, float]]:
+    """Return returns.csv as (environment step, return) of each episode."""
+    head, *rows = (run_dir / "returns.csv").read_text().splitlines()
+    assert head == "step,return"
+    return [(int(step), float(value)) for step, value in (row.split(",") for row in rows)]
+
+
 def is_png(path: Path) -> bool:
     return path.read_bytes().startswith(b"\x89PNG")
 
@@ -95,6 +102,9 @@ def test_learner_and_actor_end_by_themselves(start: Start, tmp_path: Path, broke
     assert learned["final_return"] == acted["final_return"]
     assert learned["policy_version"] >= acted["policy_version"]
     assert is_png(run_dir / "return.png")
+    curve = curve_of(run_dir)
+    assert [step for step, _ in curve] == [200, 400, 600]
+    assert learned["final_return"] == pytest.approx(sum(value for _, value in curve) / 3, abs=0.06)
 
 
 @needs_sac
@@ -145,6 +155,7 @@ def test_one_process_is_both(start: Start, tmp_path: Path) -> None:
     assert summary["role"] == "both"
     assert (summary["steps"], summary["updates"]) == (STEPS, 2 * STEPS)
     assert summary["final_return"] < 0
+    assert len(curve_of(tmp_path / "both")) == STEPS // 200
     assert is_png(tmp_path / "both" / "return.png")
 
 
