@@ -26,7 +26,7 @@ def describe():
         "load": round(os.getloadavg()[0], 2),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "versions": _ours() | _peers(),
+        "versions": versions(OURS) | _peers(),
     }
 
 
@@ -38,7 +38,9 @@ def _git(*arguments):
 
 def _commit():
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        changed = _git("status", "--porcelain", "--", "agentlace", "broker", "benchmarks/*.py")
+        changed = _git(
+            "status", "--porcelain", "--", "agentlace", "broker", "examples", "benchmarks/*.py"
+        )
         return _git("rev-parse", "--short", "HEAD") + (" with changes" if changed else "")
     return "unknown"
 
@@ -51,9 +53,10 @@ def _cpu():
     return platform.processor() or platform.machine()
 
 
-def _ours():
+def versions(names):
+    """Return the versions of those packages that are installed."""
     found = {}
-    for name in OURS:
+    for name in names:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found

@@ -18,12 +18,17 @@ def load(folder, names):
 
 def write(results, folder):
     """Replace the generated part of a folder's page."""
-    page = folder / PAGE
-    before, after = "# Performance\n\n", ""
-    if page.exists():
-        before, _, rest = page.read_text().partition(BEGIN)
-        after = rest.partition(END)[2]
-    text = "\n\n".join([BEGIN, *_sections(results), END])
+    fill(folder / PAGE, BEGIN, END, _sections(results))
+
+
+def fill(page, begin, end, paragraphs):
+    """Replace what is between two marks of a page; where they are not yet, append them."""
+    text = page.read_text() if page.exists() else "# Performance"
+    before, found, rest = text.partition(begin)
+    if not found:
+        before = f"{before.rstrip()}\n\n"
+    after = rest.partition(end)[2]
+    text = "\n\n".join([begin, *paragraphs, end])
     page.write_text(f"{before}{text}{after.rstrip()}\n")
 
 
@@ -35,10 +40,10 @@ def _sections(results):
         yield f"### {result['title'][0].upper()}{result['title'][1:]}"
         yield _curve(result) if result["x_name"] else _measured(result)
         yield from _remarks(result)
-    yield from ("## Where this was measured", _machines(results))
+    yield from ("## Where this was measured", machines(results))
 
 
-def _table(head, rows):
+def table(head, rows):
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -50,7 +55,7 @@ def _goals(results):
         for case in result["cases"]
         for goal in case["goals"]
     ]
-    return _table(["work", "case", "what is compared", "goal", "measured", ""], rows)
+    return table(["work", "case", "what is compared", "goal", "measured", ""], rows)
 
 
 def _verdict(goal):
@@ -82,7 +87,7 @@ def _measured(result):
                 p99 = number(numbers["p99"]) if numbers["samples"] > len(numbers["rounds"]) else "-"
                 middle = f"{number(numbers['median'])} {unit} ({low} to {high})"
                 rows.append([case["case"], name, _label(result, metric), middle, p99])
-    return _table(["case", "who", "what", "median", "p99"], rows)
+    return table(["case", "who", "what", "median", "p99"], rows)
 
 
 def _label(result, metric):
@@ -100,7 +105,7 @@ def _curve(result):
         [case["case"], *(_at(case["contestants"], name, metric) for name, metric in columns)]
         for case in result["cases"]
     ]
-    return _table([result["x_name"], *heads], rows)
+    return table([result["x_name"], *heads], rows)
 
 
 def _at(contestants, name, metric):
@@ -117,7 +122,7 @@ def _remarks(result):
         yield "\n".join(f"- {remark}" for remark in remarks)
 
 
-def _machines(results):
+def machines(results):
     """Return one line for each machine and commit that a result came from."""
     lines = {}
     for result in results:
