@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import learning
+
 ROOT = Path(__file__).resolve().parents[1]
 ROW = "obs_64k"
 
@@ -72,3 +74,43 @@ def test_the_report_keeps_what_was_written_by_hand(results, tmp_path):
 def test_an_unknown_row_is_refused():
     done = run("--only", "no_such_row")
     assert done.returncode == 2 and ROW in done.stderr
+
+
+def test_learning_reports_and_does_not_repeat_runs_that_are_there(tmp_path):
+    pytest.importorskip("matplotlib", reason="the picture needs the extra 'examples'")
+    path = tmp_path / "learning.json"
+    flags = ["--steps", "2000", "--seeds", "0", "1", "--results", str(path)]
+    wanted = learning.settings(learning.parse(flags))
+    runs = [
+        {
+            "mode": mode,
+            "seed": seed,
+            "settings": settings,
+            "updates": 2000,
+            "final_return": final,
+            "curve": [[1000, -100.0], [2000, final]],
+            "wall_s": 60.0,
+            "machine": learning.machine.describe(),
+        }
+        for settings in (wanted, {**wanted, "steps": 1000})
+        for mode, finals in (("two processes", (300.0, 500.0)), ("one process", (-50.0, 850.0)))
+        for seed, final in enumerate(finals)
+    ]
+    learning.save(path, runs)
+    command = [sys.executable, "-m", "benchmarks.learning", *flags]
+    for _ in range(2):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, done.stderr
+    assert done.stdout.count("is there") == 4 and learning.load(path) == runs
+    text = (tmp_path / "performance.md").read_text()
+    assert text.count("## Learning") == 1
+    assert "| 0 | 300 | -50 | - | 60 s | 60 s | 1x |" in text
+    assert "| mean | 400 | 400 | 1x | 60 s | 60 s | 1x |" in text
+    assert (tmp_path / "learning.png").stat().st_size > 1000
+
+
+def test_learning_without_results_says_so(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.learning", "--report"]
+    command += ["--results", str(tmp_path / "learning.json")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1 and "has no run" in done.stderr
