@@ -54,6 +54,7 @@ class Channel:
         self.connect_timeout_s = connect_timeout_s
         self.timeout_s = connect_timeout_s
         self.connects = 0
+        self.connected_s = 0.0
         self._link: Link | None = None
         self._owed = 0
         self._asked = 0.0
@@ -227,6 +228,7 @@ class Channel:
         with self._guard:
             if self._interrupts == interrupts:
                 self._link, self._owed = link, 0
+                self.connected_s = time.monotonic()
                 self.connects += 1
                 return
         link.disconnect()

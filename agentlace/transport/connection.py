@@ -11,6 +11,7 @@ import contextlib
 import socket
 import threading
 import time
+import weakref
 from typing import Any
 
 import redis
@@ -93,6 +94,8 @@ class Broker:
         self._socket_path: str | None = None
         self._looked_for_socket = url.scheme in ("unix", "rediss", "memory")
         self._offset_ms: float | None = None
+        self._channels: weakref.WeakSet[Channel] = weakref.WeakSet()
+        self._run = b""
         self.clock_error_ms = 0.0
 
     def channel(self, connect_timeout_s: float = CONNECT_TIMEOUT_S) -> Channel:
@@ -101,7 +104,30 @@ class Broker:
             from agentlace.transport.memory import MemoryChannel
 
             return MemoryChannel(self, connect_timeout_s)
-        return Channel(self, connect_timeout_s)
+        channel = Channel(self, connect_timeout_s)
+        with self._lock:
+            self._channels.add(channel)
+        return channel
+
+    def meet(self, channel: Channel) -> None:
+        """Look whether the server at the other end of a new connection is still the same one.
+
+        If it was started anew, channels that are older than this connection are interrupted: they
+        may wait for a process that is gone. (The copy of itself that a server makes to rewrite
+        its log keeps the connections of a killed one open.)
+        """
+        try:
+            run = _run_of(channel.call("INFO", "server"))
+        except (BrokerAuthFailed, Refused):
+            return
+        before, self._run = self._run, run
+        if not before or before == run:
+            return
+        with self._lock:
+            channels = list(self._channels)
+        for other in channels:
+            if other.is_connected and other.connected_s < channel.connected_s:
+                other.interrupt()
 
     def now_ms(self) -> float:
         """Return the broker's time in milliseconds since the epoch, as measured from here.
@@ -231,8 +257,13 @@ def _told_socket_path(connection: Connection) -> str:
 
 def _run_id(connection: Connection) -> bytes:
     connection.send_command("INFO", "server")
-    info = bytes(connection.read_response())
-    return next((line for line in info.splitlines() if line.startswith(b"run_id:")), b"")
+    return _run_of(connection.read_response())
+
+
+def _run_of(info: Any) -> bytes:
+    """Return what tells one run of a server from the next."""
+    lines = bytes(info).splitlines()
+    return next((line for line in lines if line.startswith(b"run_id:")), b"")
 
 
 def _client_id(connection: Connection) -> int | None:

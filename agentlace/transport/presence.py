@@ -137,6 +137,7 @@ class Presence:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._measured = time.monotonic()
+        self._met_connects = 0
         self.replaced = threading.Event()
 
     def acquire(self, exclusive: bool) -> None:
@@ -246,6 +247,10 @@ class Presence:
 
     def _beat_and_work(self) -> None:
         with self._lock:
+            self._channel.connect()
+            if self._channel.connects != self._met_connects:
+                self._broker.meet(self._channel)
+                self._met_connects = self._channel.connects
             self._write(self._channel)
             if self._on_beat and not self.replaced.is_set():
                 self._on_beat(self._channel)

@@ -30,7 +30,7 @@ from agentlace.config import BrokerURL
 from agentlace.transport import channel as channel_module
 from agentlace.transport import resp
 from agentlace.transport.backoff import Backoff
-from agentlace.transport.connection import Refused, mapped
+from agentlace.transport.connection import Broker, Refused, mapped
 from agentlace.transport.embedded import EmbeddedBroker, Settings
 from agentlace.transport.resp import ErrorReply
 
@@ -270,6 +270,38 @@ def test_calls_and_refusals(channel, namespace):
     with pytest.raises(Refused):
         channel.checked([ok, refusal, value])
     assert channel.connects == 1
+
+
+def test_a_channel_that_waits_for_a_server_that_is_gone_is_woken(own_broker):
+    broker = Broker(BrokerURL.parse(str(own_broker.settings.url)))
+    with contextlib.ExitStack() as stack:
+        waiting, beating, newer = (
+            stack.enter_context(contextlib.closing(broker.channel())) for _ in range(3)
+        )
+        waiting.connect()
+        beating.connect()
+        broker.meet(beating)
+        broker.meet(beating)  # the same one: nothing happens
+        assert waiting.call("PING") == b"PONG"
+        failures = []
+
+        def wait():
+            try:
+                waiting.exchange([("BLPOP", "never", "0")], 60)
+            except errors.BrokerUnreachable as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        broker._run = b"run_id:another"  # what the server said before it was killed
+        beating.disconnect()
+        beating.connect()
+        newer.connect()
+        broker.meet(beating)
+        thread.join(DEADLINE_S)
+        assert failures
+        assert newer.call("PING") == waiting.call("PING") == b"PONG"
+        assert newer.connects == 1 and waiting.connects == 2
 
 
 def test_a_command_that_cannot_be_packed_leaves_nothing_owed(broker_url):
