@@ -9,7 +9,7 @@ Whatever differs, and whatever has large leaves, goes the long way (:mod:`agentl
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import msgpack
@@ -17,7 +17,7 @@ import numpy as np
 
 from agentlace.codec.chunk import KIND, Chunk, decode_chunk, encode_chunk
 from agentlace.codec.frame import Frame, assemble, checked_header
-from agentlace.codec.shared import SHARE_BYTES
+from agentlace.codec.shared import SHARE_BYTES, joined
 from agentlace.codec.tree import MAX_NDIM, Buffer, Column, TreeEncoder
 from agentlace.errors import EncodeError
 
@@ -59,7 +59,7 @@ class ChunkEncoder:
         self._meta: Mapping[str, Any] = {}
         self._headers: dict[int, bytes] = {}
 
-    def encode(self, rows: Sequence[Any], meta: Mapping[str, Any]) -> Frame:
+    def encode(self, rows: list[Any], meta: Mapping[str, Any]) -> Frame:
         """Encode transitions, as :func:`agentlace.codec.encode_chunk` does.
 
         Raises:
@@ -144,7 +144,7 @@ def _mapped(structure: Structure, function: Any) -> Any:
     return function(structure)
 
 
-def _gather(structure: Structure, values: Sequence[Any], out: list[list[Buffer]]) -> None:
+def _gather(structure: Structure, values: list[Any], out: list[list[Buffer]]) -> None:
     """Append each leaf's bytes; raises _Other, KeyError or struct.error if a value differs."""
     if type(structure) is _Leaf:
         out.append([_bytes_of(structure, values)])
@@ -164,21 +164,17 @@ def _gather(structure: Structure, values: Sequence[Any], out: list[list[Buffer]]
             _gather(item, [value[i] for value in values], out)
 
 
-def _bytes_of(leaf: _Leaf, values: Sequence[Any]) -> bytes:
+def _bytes_of(leaf: _Leaf, values: list[Any]) -> bytes:
     kind: Any = leaf.kind
     code, dtype, shape = leaf.code, leaf.dtype, leaf.shape
-    if code:
-        for value in values:
-            if type(value) is not kind:
-                raise _Other
-        return struct.pack(f"<{len(values)}{code}", *values)
+    if kind is not np.ndarray:
+        if {*map(type, values)} != {kind}:
+            raise _Other
+        return struct.pack(f"<{len(values)}{code}", *values) if code else joined(values)
     for value in values:
         if type(value) is not kind or value.dtype != dtype or value.shape != shape:
             raise _Other
-    if len(values) == 1:
-        raw: bytes = values[0].tobytes()
-        return raw
-    return b"".join([value.tobytes() for value in values])
+    return joined(values)
 
 
 class _Known(NamedTuple):

