@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any
+import zipfile
+from collections.abc import Iterable, Mapping
+from typing import IO, Any
 
 import numpy as np
 
 from agentlace.codec import Chunk
-from agentlace.data.archive import archive_path
+from agentlace.data.archive import archive_path, replace_file
 from agentlace.data.columns import Array, leaves_of, map_leaves, nested
 from agentlace.data.data_store import put
 from agentlace.data.sampled_store import SampledStore
@@ -27,7 +28,23 @@ def save_demos(path: str | os.PathLike[str], rows: list[Any]) -> None:
         rows: one or more transitions, in their order.
     """
     columns = map_leaves(lambda *values: np.stack(values), *rows)
-    np.savez(archive_path(path), **dict(leaves_of(columns)))
+    save_columns(path, leaves_of(columns))
+
+
+def save_columns(path: str | os.PathLike[str], columns: Iterable[tuple[str, Array]]) -> None:
+    """Save transitions as columns, each with its path, whole or not at all.
+
+    Columns are taken one after the other, so that they need not be in memory together.
+    """
+
+    def write(file: IO[bytes]) -> None:
+        # As np.savez, but that keeps some names to itself, such as "file".
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, column in columns:
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, column, allow_pickle=False)
+
+    replace_file(archive_path(path), write)
 
 
 def load_demos(store: SampledStore, path: str | os.PathLike[str]) -> int:
@@ -59,7 +76,7 @@ def _read_archive(path: str | os.PathLike[str]) -> dict[str, Array]:
             return {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, EOFError, AttributeError) as error:
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise DecodeError(f"{path} is not an archive of arrays: {error}") from error
 
 

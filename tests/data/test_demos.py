@@ -37,10 +37,21 @@ def test_files_that_hold_no_demonstrations(tmp_path):
     np.savez(path, a=np.array([{"pickled": 1}]))
     with pytest.raises(DecodeError, match="archive of arrays"):
         load_demos(store, path)
-    path.write_bytes(b"no archive")
-    with pytest.raises(DecodeError, match="archive of arrays"):
-        load_demos(store, path)
+    np.savez(path, a=np.zeros(3))
+    for damaged in (b"no archive", path.read_bytes()[:-9]):
+        path.write_bytes(damaged)
+        with pytest.raises(DecodeError, match="archive of arrays"):
+            load_demos(store, path)
     assert store.inserted == store.preloaded == 0
+
+
+def test_what_cannot_be_saved_leaves_the_file_as_it_was(tmp_path):
+    save_demos(tmp_path / "d", [{"file": 1}])
+    with pytest.raises(ValueError, match="arrays"):
+        save_demos(tmp_path / "d", [{"file": 2, "text": object()}])
+    assert [path.name for path in tmp_path.iterdir()] == ["d.npz"]
+    store = ReplayBuffer(9)
+    assert load_demos(store, tmp_path / "d.npz") == 1 and everything(store)["file"] == [1]
 
 
 def test_demonstrations_that_do_not_fit(tmp_path):
