@@ -14,6 +14,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 MAX_LINES = 330
 LONGER = {"trainer/client.py": 380}
 """Files that are longer and should be split; none may grow, and none may be added."""
+READS_PICKLES = "cli/pickled.py"
+"""Converts demonstrations of existing projects, on command, and executes nothing in them."""
 LAYERS = {
     "errors": 0,
     "_version": 0,
@@ -130,7 +132,9 @@ def test_only_the_seam_knows_redis():
 def test_what_is_not_used(path):
     tree = ast.parse(path.read_text())
     found = {module.split(".")[0] for module, _ in imports(tree)}
-    assert not found & {"pickle", "cPickle", "cloudpickle", "dill", "shelve", "marshal"}
+    allowed = {"pickle"} if path.relative_to(PACKAGE).as_posix() == READS_PICKLES else set()
+    pickles = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "shelve", "marshal"}
+    assert found & pickles == allowed
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
