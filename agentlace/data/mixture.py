@@ -24,18 +24,29 @@ class Mixture:
     Args:
         shares: of each batch, by name; they sum up to 1.
         stores: by the same names. Their transitions must have the same leaves.
+        min_sizes: by name, how many transitions a store must hold before it gives any, such as
+            one of interventions, which may come late or never. Until then the others take its
+            share, in proportion to theirs. Stores without one give from the first sample on.
 
     Raises:
         ValueError: the names differ, or the shares are negative or do not sum up to 1.
     """
 
-    def __init__(self, shares: Mapping[str, float], stores: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        shares: Mapping[str, float],
+        stores: Mapping[str, Any],
+        min_sizes: Mapping[str, int] | None = None,
+    ) -> None:
         if shares.keys() != stores.keys():
             raise ValueError(f"shares for {sorted(shares)}, but stores {sorted(stores)}")
         if min(shares.values(), default=0) < 0 or not math.isclose(sum(shares.values()), 1):
             raise ValueError(f"shares {dict(shares)} must not be negative and sum up to 1")
         self.shares = dict(shares)
         self.stores = dict(stores)
+        self.min_sizes = dict(min_sizes or {})
+        if not self.min_sizes.keys() <= shares.keys():
+            raise ValueError(f"min_sizes for {sorted(self.min_sizes)}, but stores {sorted(stores)}")
 
     @property
     def inserted(self) -> int:
@@ -60,8 +71,19 @@ class Mixture:
         return condition()
 
     def counts(self, batch_size: int) -> dict[str, int]:
-        """Return how many of a batch each store gives: its share, the largest rests rounded up."""
-        exact = {name: share * batch_size for name, share in self.shares.items()}
+        """Return how many of a batch each store gives: its share, the largest rests rounded up.
+
+        Raises:
+            ValueError: no store with a share holds enough.
+        """
+        sizes = {name: len(self.stores[name]) for name in self.min_sizes}
+        small = {name for name, size in sizes.items() if size < self.min_sizes[name]}
+        shares = {name: 0 if name in small else share for name, share in self.shares.items()}
+        given = sum(shares.values())
+        if not given:
+            missing = [f"{name} {sizes[name]:,} of {self.min_sizes[name]:,}" for name in sizes]
+            raise ValueError(f"no store holds enough transitions: {', '.join(missing)}")
+        exact = {name: share / given * batch_size for name, share in shares.items()}
         counts = {name: math.floor(count + 1e-9) for name, count in exact.items()}
         rests = sorted(exact, key=lambda name: counts[name] - exact[name])
         for name in rests[: batch_size - sum(counts.values())]:
@@ -76,7 +98,7 @@ class Mixture:
             sample_args: further arguments for each store's ``sample``.
 
         Raises:
-            ValueError: a store is empty; it is named.
+            ValueError: a store is empty, though it must give some; it is named.
             SchemaMismatch: the stores' transitions differ in a leaf.
         """
         parts = {}

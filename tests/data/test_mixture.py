@@ -67,6 +67,42 @@ def test_an_empty_store_is_named_unless_it_has_no_share():
     assert len(Mixture({"online": 1, "demo": 0}, stores).sample(4)["n"]) == 4
 
 
+def test_a_store_that_holds_too_little_leaves_its_share_to_the_others():
+    shares = {"online": 0.5, "demo": 0.25, "intervention": 0.25}
+    stores = {"online": filled(0, 5), "demo": filled(1000, 5), "intervention": filled(0, 0)}
+    mixture = Mixture(shares, stores, min_sizes={"intervention": 3})
+    for held, counts in enumerate(([8, 4, 0], [8, 4, 0], [8, 4, 0], [6, 3, 3])):
+        assert len(stores["intervention"]) == held
+        assert list(mixture.counts(12).values()) == counts
+        assert np.bincount(mixture.sample(12)["n"] // 1000, minlength=3).tolist() == counts
+        stores["intervention"].insert({"n": np.int64(2000), "x": np.float32(0)})
+    with pytest.raises(ValueError, match=r"store 'demo': .* empty"):
+        Mixture(shares, {**stores, "demo": filled(0, 0)}, {"intervention": 3}).sample(12)
+
+
+def test_a_mixture_is_a_store_of_another():
+    """Then a share goes to some of the others only."""
+    demo, intervention = filled(1000, 5), filled(0, 0)
+    expert = Mixture(
+        {"demo": 0.5, "intervention": 0.5},
+        {"demo": demo, "intervention": intervention},
+        min_sizes={"intervention": 1},
+    )
+    mixture = halves(online=filled(0, 5), expert=expert)
+    for counts in ([6, 6, 0], [6, 3, 3]):
+        assert np.bincount(mixture.sample(12)["n"] // 1000, minlength=3).tolist() == counts
+        intervention.insert({"n": np.int64(2000), "x": np.float32(0)})
+    assert (len(mixture), mixture.inserted) == (12, 12)
+
+
+def test_no_store_holds_enough():
+    mixture = Mixture({"a": 1, "b": 0}, {"a": filled(0, 2), "b": filled(0, 9)}, {"a": 1_000})
+    with pytest.raises(ValueError, match="enough transitions: a 2 of 1,000"):
+        mixture.sample(4)
+    with pytest.raises(ValueError, match="min_sizes"):
+        Mixture({"a": 1}, {"a": filled(0, 2)}, {"b": 1})
+
+
 def test_transitions_that_differ_are_named():
     other = ReplayBuffer(5)
     other.insert({"n": np.int64(1)})
