@@ -4,10 +4,10 @@
     python examples/rlpd_demos.py
 
 A MuJoCo arm gets a reward only where it meets its target. The same agent learns twice on each
-seed: alone, and with help. Help is a buffer of an expert's demonstrations, half of each batch,
-and the expert taking over now and then: what it then does is what is executed and recorded,
-marked `is_intervention`, and goes to the demonstrations too. Leaves `success.png` with both
-curves in the run directory, and `summary.json`.
+seed: alone, and with help. Help is an expert's demonstrations, and the expert taking over now and
+then: what it then does is what is executed and recorded, marked `is_intervention`, and goes to a
+store of its own too. Half of each batch is the expert's, from these two stores. Leaves
+`success.png` with both curves in the run directory, and `summary.json`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 BATCH_KEYS = ("observations", "actions", "next_observations", "rewards", "masks")
+MIN_INTERVENTIONS = 64
+"""With fewer, the same few would be in each batch; until then demonstrations take their share."""
 EXPERT_NOISE = 0.2
 WINDOW_EPISODES, FEWEST_EPISODES = 40, 10
 
@@ -132,17 +134,16 @@ class Run:
         self._args = args
         self._player = Player(seed, args.intervene if with_help else 0.0)
         spaces = SparseReach().observation_space, SparseReach().action_space
-        self._online = ReplayBufferDataStore(*spaces, 100_000, seed=seed)
-        self._demos = ReplayBufferDataStore(*spaces, 100_000, seed=seed)
+        self._online, self._demos, self._interventions = (
+            ReplayBufferDataStore(*spaces, 100_000, seed=seed) for _ in range(3)
+        )
+        self._batches: Any = self._online
         if with_help:
             path = args.run_dir / f"demos-{seed}.npz"
             save_demos(path, Player(1000 + seed).demonstrate(args.demos))
             load_demos(self._demos, path)
-            shares, stores = {"online": 0.5, "demo": 0.5}, (self._online, self._demos)
-        else:
-            shares, stores = {"online": 1.0}, (self._online,)
-        self._batches = Mixture(shares, dict(zip(shares, stores, strict=True)))
-        # Demonstrations are exempt: it is the first steps of its own that are waited for.
+            self._batches = self._mixture()
+        # It is the first steps of its own that are waited for.
         self._limiter = RateLimiter(min_size=args.random_steps)
         config = SACConfig(
             2,
@@ -157,6 +158,15 @@ class Run:
         self._key = self._agent.key
         self.successes: list[tuple[int, bool]] = []
 
+    def _mixture(self) -> Mixture:
+        """Return batches of which one half is the agent's and one the expert's, from two stores."""
+        expert = Mixture(
+            {"demo": 0.5, "intervention": 0.5},
+            {"demo": self._demos, "intervention": self._interventions},
+            min_sizes={"intervention": MIN_INTERVENTIONS},
+        )
+        return Mixture({"online": 0.5, "expert": 0.5}, {"online": self._online, "expert": expert})
+
     def play(self) -> Run:
         """Take all steps, learning after each."""
         for step in range(1, self._args.max_steps + 1):
@@ -165,7 +175,7 @@ class Run:
             transition, by_expert = self._player.step(policy)
             self._online.insert(transition)
             if by_expert:
-                self._demos.insert(transition)
+                self._interventions.insert(transition)
             if transition["dones"]:
                 if not self._player.helped:  # else it is the expert's success
                     self.successes.append((step, bool(transition["rewards"])))
@@ -179,11 +189,16 @@ class Run:
 
     def _learn(self) -> None:
         updates, size = self._args.utd_ratio, self._args.batch_size
-        if self._limiter.waits_for(self._batches, updates * size) is not None:
+        if self._limiter.waits_for(self._online, updates * size) is not None:
             return
         rows = [self._batches.sample(size) for _ in range(updates)]
         batches = {key: np.stack([row[key] for row in rows]) for key in BATCH_KEYS}
         self._agent, _ = self._agent.update(batches)
+
+    def transitions(self) -> dict[str, int]:
+        """Return how many there are of each kind; interventions are online too."""
+        stores = (self._online, self._demos, self._interventions)
+        return dict(zip(("online", "demo", "intervention"), map(len, stores), strict=True))
 
     def final_success(self) -> float:
         """Return the share of the last episodes that reached the target by themselves."""
@@ -218,7 +233,8 @@ def main() -> int:
     for seed in range(args.seeds):
         for label, several in runs.items():
             several.append(Run(args, seed, label != "alone").play())
-            print(f"seed {seed}, {label}: {several[-1].final_success():.2f}", flush=True)
+            held = ", ".join(f"{n} {name}" for name, n in several[-1].transitions().items())
+            print(f"seed {seed}, {label}: {several[-1].final_success():.2f} ({held})", flush=True)
     draw(runs, args.run_dir / "success.png")
     final = {label: [run.final_success() for run in several] for label, several in runs.items()}
     write_summary(args.run_dir, final)

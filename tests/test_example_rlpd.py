@@ -53,6 +53,20 @@ def test_an_intervention_is_recorded_as_what_was_executed(rlpd) -> None:
     assert player.helped and marked == sorted(marked) and 0 < sum(marked) < len(marked)
 
 
+def test_interventions_have_a_store_of_their_own(rlpd, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(rlpd, "MIN_INTERVENTIONS", 20)
+    flags = "--max_steps 120 --random_steps 60 --demos 2 --hidden 8 --utd_ratio 1 --intervene"
+    for chance in ("0", "1"):
+        args = rlpd.parse_args([*flags.split(), chance, "--run_dir", str(tmp_path)])
+        run = rlpd.Run(args, seed=0, with_help=True)
+        demonstrated = run.transitions()["demo"]
+        held = run.play().transitions()
+        assert (held["online"], held["demo"]) == (120, demonstrated)  # none was added to these
+        assert held["intervention"] > 20 if chance == "1" else held["intervention"] == 0
+        # Half of a batch is the expert's, also before it intervened.
+        assert run._batches.sample(32)["is_intervention"][16:].all()
+
+
 def test_a_short_run_leaves_both_curves(tmp_path: Path) -> None:
     flags = "--seeds 1 --max_steps 300 --random_steps 100 --demos 3 --hidden 16 --utd_ratio 1"
     program = [sys.executable, str(ROOT / "examples" / "rlpd_demos.py"), *flags.split()]
