@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from agentlace.codec import Chunk
 from agentlace.data.columns import Array, Schema, leaves_of, map_leaves
+from agentlace.data.data_store import Refusals
 from agentlace.data.ends import ends_of
 from agentlace.data.frame_windows import BLOCK_ROWS, FrameWindows
 from agentlace.data.replay_buffer import ReplayBuffer
@@ -63,6 +65,7 @@ class FrameReplayBuffer(ReplayBuffer):
         self._stacked = stacked
         self._folder = None if folder is None else Path(folder)
         self._cameras: dict[str, str] = {}
+        self._actor: Any = None
         super().__init__(capacity, example, seed)
 
     # -- storing -----------------------------------------------------------------------------------
@@ -123,6 +126,27 @@ class FrameReplayBuffer(ReplayBuffer):
                 now, after = now.swapaxes(0, 1), after.swapaxes(0, 1)
             if not np.array_equal(after[:-1], now[1:]):
                 raise SchemaMismatch(_next(path), f"does not show the frames of {path}, one later")
+
+    def insert_chunk(self, chunk: Chunk) -> Refusals:
+        """Insert a chunk as it came from the stream.
+
+        Returns:
+            As for :class:`ReplayBuffer`.
+
+        Raises:
+            SchemaMismatch: it does not fit the store; or it is of another actor than the first,
+                and the store puts histories together, which it can for one actor only.
+        """
+        actor = chunk.meta.get("actor")
+        if self._history > 1 and not self._stacked and actor is not None:
+            if self._actor not in (None, actor):
+                text = (
+                    f"frames of {actor!r} do not follow those of {self._actor!r}: give each actor "
+                    "a store of its own, or stack the frames where they are seen (stacked=True)"
+                )
+                raise SchemaMismatch("observations", text)
+            self._actor = actor
+        return super().insert_chunk(chunk)
 
     def _write_row(self, transition: Any) -> None:
         self._write(map_leaves(lambda value: np.asarray(value)[None], transition))

@@ -65,16 +65,14 @@ class FramePool:
         self._free_count += len(slots)
 
     def _grow(self, size: int) -> None:
-        old, self.arrays = (
-            self.arrays,
-            {
-                camera: self._allocate(camera, (size, *shape), dtype)
-                for camera, (shape, dtype) in self._shapes.items()
-            },
-        )
+        arrays = {
+            camera: self._allocate(camera, (size, *shape), dtype)
+            for camera, (shape, dtype) in self._shapes.items()
+        }
         if self._folder is None:
-            for camera, array in old.items():
-                self.arrays[camera][: self._size] = array
+            for camera, array in self.arrays.items():
+                arrays[camera][: self._size] = array
+        self.arrays = arrays  # only now: samplers read them without a lock
         free = np.zeros(size, np.int32)
         free[: size - self._size] = np.arange(size - 1, self._size - 1, -1)
         free[size - self._size : size - self._size + self._free_count] = self._free[

@@ -116,7 +116,9 @@ class Reading:
         """Return what the samplers return for rows: a dict of data and one of masks."""
         draw = Draw(rows, lambda: self._bounds(rows), self._rng, self._fetch, self._put, inside)
         reach = self._config.reach
-        self._lowest = rows if reach == 0 else np.maximum(rows + reach, draw.bounds[0])
+        # If a row was overwritten before its bounds were read, they are another trajectory's.
+        lowest = rows if reach == 0 else np.maximum(rows + reach, draw.bounds[0])
+        self._lowest = np.minimum(rows, lowest)
         samplers = self._config.samplers.items()
         results = {name: sampler.sample(draw, name) for name, sampler in samplers}
         data = {name: result[0] for name, result in results.items()}

@@ -68,7 +68,8 @@ class Snapshots:
         while target is None or position < target:
             part = self._store.export_rows(position, PIECE_BYTES)
             # What comes while this is being written is left to the next snapshot.
-            target = part.newest if target is None else target
+            # A trajectory that is rolled back meanwhile takes its rows with it.
+            target = part.newest if target is None else min(target, part.newest)
             state, position = part.state, part.end
             if part.end > part.first:
                 segments.append(self._write(part.first, part.end, part.settled, part.columns))
@@ -134,6 +135,7 @@ class Snapshots:
             first = max(segment["first"], state["begin"])
             # The next file may have its last rows again, as they became.
             end = segment["end"] if after is None else min(segment["end"], after["first"])
+            end = min(end, state["end"])
             if end > first:
                 part = slice(first - segment["first"], end - segment["first"])
                 self._store.absorb_rows(self._columns(segment), part)

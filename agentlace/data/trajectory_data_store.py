@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from agentlace.data.data_store import Refusals, Taken
 from agentlace.data.ends import MARKS, ends_of
 from agentlace.data.trajectory_buffer import DataShape, TrajectoryBuffer
 from agentlace.errors import SchemaMismatch
+
+log = logging.getLogger(__name__)
 
 NAMES = frozenset(name for names in MARKS for name in names)
 """Entries of a transition that tell about the end; dropped if they are not declared."""
@@ -54,6 +57,7 @@ class TrajectoryBufferDataStore(TrajectoryBuffer):
             raise NotImplementedError("rlds_logger comes with the RLDS recorder")
         super().__init__(capacity, data_shapes, seed, min_trajectory_length, device, use_jax)
         self._actor: Any = None
+        self._has_warned = False
 
     def insert(self, data: Mapping[str, Any], end_of_trajectory: bool = False) -> None:
         """Insert one transition.
@@ -86,20 +90,33 @@ class TrajectoryBufferDataStore(TrajectoryBuffer):
         Raises:
             SchemaMismatch: its columns do not fit the store; nothing of it was stored.
         """
+        self._turn_to(chunk.meta.get("actor"))
         # A subclass with an insert of its own wants to see each transition.
         own_insert = type(self).insert is not TrajectoryBufferDataStore.insert
         if own_insert or not isinstance(chunk.columns, dict):
             return self._insert_each(chunk.rows())
-        actor = chunk.meta.get("actor")
-        if actor != self._actor:  # its rows do not go on where the other's ended
-            self.end_trajectory()
-            self._actor = actor
         try:
             self._insert_marked(dict(leaves_of(chunk.columns)), chunk.n, False)
         except SchemaMismatch:
             self.end_trajectory()
             raise
         return {}
+
+    def _turn_to(self, actor: str | None) -> None:
+        """Begin a trajectory if another actor goes on: its rows do not follow the other's."""
+        if actor == self._actor:
+            return
+        if self._actor is not None and not self._has_warned:
+            self._has_warned = True
+            log.warning(
+                "this store gets chunks of several actors (%r after %r): each change ends a "
+                "trajectory, and one that is too short then is dropped. Give each actor a store of "
+                "its own, or let it update() at the end of its episodes",
+                actor,
+                self._actor,
+            )
+        self.end_trajectory()
+        self._actor = actor
 
     def _insert_each(self, rows: Sequence[Any]) -> Refusals:
         refusals: Refusals = {}

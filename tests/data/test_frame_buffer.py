@@ -13,6 +13,7 @@ from agentlace.codec import encode_chunk
 from agentlace.data import ReplayBuffer
 from agentlace.data.data_store import put
 from agentlace.data.frame_buffer import FrameReplayBuffer
+from agentlace.data.frame_pool import FramePool
 
 from .support import chunk, row, same
 
@@ -268,3 +269,49 @@ def test_one_row_of_a_sample():
     rows = transitions([5], lambda e, t: observation(t, e))
     buffer.batch_insert(rows)
     assert same(row(buffer.sample(1, indx=np.array([3])), 0), rows[3])
+
+
+def test_a_pool_that_grows_shows_its_frames_all_the_time(monkeypatch):
+    """Samplers take no lock: they must never see the new arrays before the frames are in them."""
+    pool = FramePool({"side": ((2,), np.dtype(np.uint8))}, 4, None)
+    slots = pool.take(4)
+    pool.arrays["side"][slots] = 7
+    allocate = FramePool._allocate
+
+    def allocate_and_look(self, camera, shape, dtype):
+        new = allocate(self, camera, shape, dtype)
+        assert (pool.arrays[camera][slots] == 7).all()
+        return new
+
+    monkeypatch.setattr(FramePool, "_allocate", allocate_and_look)
+    seen = []
+
+    class Watched(FramePool):
+        def __setattr__(self, name, value):
+            if name == "arrays":
+                seen.append(value["side"][slots].copy())
+            super().__setattr__(name, value)
+
+    pool.__class__ = Watched
+    pool.take(1)
+    assert len(seen) == 1 and (seen[0] == 7).all()
+
+
+def test_histories_of_several_actors_are_refused_not_mixed_up():
+    def chunk_of(actor):
+        frame = np.full((8, 8), 5, np.uint8)
+        shown = {"observations": {"side": frame}, "next_observations": {"side": frame}}
+        arrived = chunk([{**shown, "dones": False}] * 2)
+        arrived.meta = {"actor": actor}
+        return arrived
+
+    buffer = FrameReplayBuffer(10, history=3)
+    buffer.insert_chunk(chunk_of("left"))
+    buffer.insert_chunk(chunk_of("left"))
+    with pytest.raises(SchemaMismatch, match="frames of 'right' do not follow those of 'left'"):
+        buffer.insert_chunk(chunk_of("right"))
+    assert len(buffer) == 4
+    several = FrameReplayBuffer(10, history=1)
+    several.insert_chunk(chunk_of("left"))
+    several.insert_chunk(chunk_of("right"))
+    assert len(several) == 4

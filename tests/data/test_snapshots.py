@@ -15,6 +15,7 @@ from agentlace.data import snapshots as module
 from agentlace.data.data_store import put
 from agentlace.data.sampler import SequenceSampler
 from agentlace.data.snapshots import Snapshots
+from agentlace.data.trajectory_buffer import DataShape, TrajectoryBuffer
 
 from .stores import STORES, replay_buffer, sample, torn, trajectory_store
 from .support import chunk, same, sealed
@@ -292,3 +293,51 @@ def test_a_foreign_file_in_the_folder_is_no_snapshot(tmp_path):
     (tmp_path / "manifest.json").write_bytes(bytes(encode({"a": 1})))
     with pytest.raises(DecodeError):
         Snapshots(tmp_path, replay_buffer(4)).restore()
+
+
+def rolled_back_store():
+    return TrajectoryBuffer(100, [DataShape("x", (1 << 17,), "float64")], min_trajectory_length=3)
+
+
+def row_of(value):
+    return {"x": np.full(1 << 17, float(value))}
+
+
+def test_a_row_that_was_rolled_back_does_not_come_back(tmp_path):
+    store = rolled_back_store()
+    for i in range(5):
+        store.insert(row_of(i), end_of_trajectory=i == 4)
+    store.insert(row_of(-1))
+    snapshots = Snapshots(tmp_path, store)
+    snapshots.save()
+    store.end_trajectory()
+    snapshots.save()
+    restored = rolled_back_store()
+    Snapshots(tmp_path, restored).restore()
+    assert len(restored) == len(store) == 5
+    for each in (store, restored):
+        for i in range(3):
+            each.insert(row_of(10 + i), end_of_trajectory=i == 2)
+        assert each.dataset["x"][5:8, 0].tolist() == [10, 11, 12]
+        assert len(set(each.metadata["trajectory_id"][5:8].ravel().tolist())) == 1
+
+
+def test_a_roll_back_while_it_is_saved_does_not_hold_up_the_snapshot(tmp_path):
+    store = rolled_back_store()
+    for i in range(12):
+        store.insert(row_of(i), end_of_trajectory=i == 11)
+    store.insert(row_of(-1))
+    export, calls = store.export_rows, []
+
+    def export_and_roll_back(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            store.end_trajectory()
+        assert len(calls) < 50
+        return export(*args)
+
+    store.export_rows = export_and_roll_back
+    Snapshots(tmp_path, store).save()
+    restored = rolled_back_store()
+    Snapshots(tmp_path, restored).restore()
+    assert len(restored) == 12

@@ -10,6 +10,7 @@ from agentlace.data.jaxrl_data_store import (
     make_default_trajectory_buffer,
 )
 from agentlace.data.sampler import LatestSampler, SequenceSampler
+from agentlace.data.trajectory_buffer import DataShape
 
 from .support import chunk, same
 from .trajectories import SHAPES, step
@@ -189,3 +190,20 @@ def test_the_default_buffer_yields_transitions_of_an_environment():
 def test_a_logger_comes_later():
     with pytest.raises(NotImplementedError, match="RLDS"):
         TrajectoryBufferDataStore(5, SHAPES, rlds_logger=print)
+
+
+class OwnInsert(TrajectoryBufferDataStore):
+    def insert(self, data, end_of_trajectory=False):
+        super().insert(data, end_of_trajectory)
+
+
+@pytest.mark.parametrize("kind", [TrajectoryBufferDataStore, OwnInsert])
+def test_trajectories_of_two_actors_are_told_apart_and_that_is_told(kind, caplog):
+    store = kind(100, [DataShape("x", (1,))])
+    for actor, first in (("a", 0), ("b", 50), ("a", 3)):
+        rows = [{"x": np.full(1, first + i, np.float32)} for i in range(3)]
+        arrived = chunk(rows)
+        arrived.meta = {"actor": actor}
+        store.insert_chunk(arrived)
+    assert store.metadata["trajectory_id"][:9].ravel().tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert caplog.text.count("chunks of several actors") == 1
