@@ -18,7 +18,7 @@ import numpy as np
 from agentlace.codec.chunk import KIND, Chunk, decode_chunk, encode_chunk
 from agentlace.codec.frame import Frame, assemble, checked_header
 from agentlace.codec.shared import SHARE_BYTES, joined
-from agentlace.codec.tree import MAX_NDIM, Buffer, Column, TreeEncoder
+from agentlace.codec.tree import MAX_NDIM, REFUSALS, Buffer, Column, TreeEncoder, unpack
 from agentlace.errors import EncodeError
 
 HEADERS = 64
@@ -56,7 +56,7 @@ class ChunkEncoder:
     def __init__(self) -> None:
         self._structure: Structure = None
         self._misses = 0
-        self._meta: Mapping[str, Any] = {}
+        self._meta = b""
         self._headers: dict[int, bytes] = {}
 
     def encode(self, rows: list[Any], meta: Mapping[str, Any]) -> Frame:
@@ -72,7 +72,7 @@ class ChunkEncoder:
                 frame = assemble(self._header(len(rows), meta), buffers)
                 self._misses = 0
                 return frame
-            except (_Other, KeyError, struct.error, EncodeError):
+            except (_Other, KeyError, struct.error, EncodeError, *REFUSALS):
                 self._structure = None
         frame = encode_chunk(rows, meta)
         if self._misses < MISSES and rows:
@@ -88,19 +88,20 @@ class ChunkEncoder:
             self._structure = None
 
     def _header(self, n: int, meta: Mapping[str, Any]) -> bytes:
-        if meta != self._meta or len(self._headers) >= HEADERS:
-            self._meta, self._headers = dict(meta), {}
+        packed: bytes = msgpack.packb(dict(meta))
+        if packed != self._meta or len(self._headers) >= HEADERS:
+            self._meta, self._headers = packed, {}
         header = self._headers.get(n)
         if header is None:
-            header = self._headers[n] = self._made_header(n)
+            header = self._headers[n] = self._made_header(n, meta)
         return header
 
-    def _made_header(self, n: int) -> bytes:
+    def _made_header(self, n: int, meta: Mapping[str, Any]) -> bytes:
         """Return the header that the long way would give to n rows."""
         encoder, kinds = TreeEncoder(), "".join(map(_kind_of, _leaves(self._structure)))
         tree = _mapped(self._structure, lambda leaf: Column(leaf.dtype, (n, *leaf.shape), []))
         packed = encoder.pack(tree)
-        described = {"n": n, "kinds": kinds, "meta": dict(self._meta)}
+        described = {"n": n, "kinds": kinds, "meta": dict(meta)}
         header: bytes = msgpack.packb([KIND, described, encoder.leaves, packed])
         return header
 
@@ -184,7 +185,7 @@ class _Known(NamedTuple):
     nbytes: int
     places: Structure
     kinds: str
-    meta: Mapping[str, Any]
+    meta: bytes
 
 
 class _Place(NamedTuple):
@@ -216,7 +217,7 @@ class ChunkDecoder:
             return chunk
         memory = np.frombuffer(bytearray(view) if view.readonly else view, np.uint8)
         columns = _mapped_places(known.places, memory)
-        return Chunk(known.n, columns, dict(known.meta), known.kinds)
+        return Chunk(known.n, columns, unpack(known.meta), known.kinds)
 
     def _learn(self, header: bytes, view: memoryview, chunk: Chunk) -> None:
         """Remember a header whose arrays all are views of its frame."""
@@ -229,7 +230,8 @@ class ChunkDecoder:
             return
         if len(self._known) >= HEADERS:
             self._known.clear()
-        self._known[header] = _Known(chunk.n, len(view), places, chunk.kinds, dict(chunk.meta))
+        meta: bytes = msgpack.packb(chunk.meta)
+        self._known[header] = _Known(chunk.n, len(view), places, chunk.kinds, meta)
 
 
 def _places_of(columns: Any, base: int, nbytes: int) -> Structure:

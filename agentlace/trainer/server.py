@@ -10,7 +10,7 @@ from typing import Any
 from agentlace.codec import Chunk
 from agentlace.config import BrokerURL, TrainerConfig, copy_of
 from agentlace.data.data_store import Refusals, put
-from agentlace.errors import UnknownRequest
+from agentlace.errors import AgentlaceError, UnknownRequest
 from agentlace.service import Server
 from agentlace.transport.connection import Broker, Channel
 from agentlace.transport.consumer import Consumer
@@ -60,6 +60,7 @@ class TrainerServer(Server):
         self._retention: dict[str, Retention] = {}
         self._positions: dict[str, dict[str, StreamId]] = {}
         self._consumers: dict[str, Consumer] = {}
+        self._stopped: dict[str, Consumer] = {}
         self._publisher: WeightsPublisher | None = None
         self._publisher_lock = threading.Lock()
         self._began_ms = 0
@@ -147,6 +148,10 @@ class TrainerServer(Server):
 
     def _consume(self, name: str, broker: Broker) -> None:
         assert self._presence is not None
+        before = self._stopped.pop(name, None)
+        if before is not None and before.is_applying:  # it would be read and applied once more
+            self._stopped[name] = before
+            raise AgentlaceError(f"store {name!r} is still taking a chunk of before stop()")
         store, positions = self._stores[name], self._positions[name]
         lease = Lease(self._keys.server, self._presence.info["token"])
 
@@ -187,6 +192,7 @@ class TrainerServer(Server):
 
     def _stop_workers(self) -> None:
         consumers, self._consumers = self._consumers, {}
+        self._stopped.update(consumers)
         for consumer in consumers.values():
             consumer.stop()
         with self._publisher_lock:

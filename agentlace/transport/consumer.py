@@ -79,6 +79,7 @@ class Consumer:
         self._read_at = 0.0
         self._joined = "0"
         self._entries = 1
+        self.is_applying = False
         self.applied = 0
         self.gaps = 0
         self.rejected = 0
@@ -192,6 +193,7 @@ class Consumer:
                 raise DecodeError(f"{chunk.n} transitions where {entry} and {first} were told")
             chunk = self._without_known(actor, position, entry, first, chunk)
             chunk.meta = {**chunk.meta, "actor": actor}
+            self.is_applying = True
             refusals = self._apply(actor, chunk, entry) or {}
             self.applied += chunk.n - len(refusals)
             if refusals:
@@ -201,6 +203,7 @@ class Consumer:
             self._reject(actor, entry, entry.number - known, error)
             chunk = None
         self._cursor.move(actor, entry)
+        self.is_applying = False
         if chunk is not None and self._on_applied is not None:
             self._on_applied(actor, chunk, entry, refusals)
 

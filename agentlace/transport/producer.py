@@ -192,11 +192,11 @@ class Producer:
         there = newest.number if newest.incarnation == self._incarnation else 0
         if newest.incarnation > self._incarnation:
             return  # the next chunk will be refused
+        self._room.forget_after(newest)
         lost = self._recent.take_after(there)
         if lost:
             log.warning("store %r: the broker has forgotten %d chunks", self._keys.name, len(lost))
             self.register(self._channel)
-            self._room.forget_after(newest)
             self.pending.extendleft(reversed(lost))
 
     def register(self, channel: Channel) -> None:

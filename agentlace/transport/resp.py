@@ -138,6 +138,10 @@ class _Pool:
     """
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Keep nothing; in a child process, where another thread may have held the lock."""
         self._lock = threading.Lock()
         self._kept: list[np.ndarray[Any, Any]] = []
 
@@ -158,6 +162,8 @@ class _Pool:
 
 
 _pool = _Pool()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.reset)
 
 
 class ReplyReader:

@@ -86,7 +86,7 @@ class Room:
         goal = max(self.share_bytes - nbytes - ENTRY_OVERHEAD_BYTES, 0)
         while self._kept_bytes > goal and self._kept:
             positions = cursors(self._channel, self._keys, self._actor)
-            self._trim(min(positions.values(), default=self._kept[-1].id), goal)
+            self._trim(min(positions.values(), default=START), goal)
             if self._kept_bytes <= goal or not self._kept:
                 return
             if self._retention().when_full == "drop_oldest":
@@ -99,8 +99,9 @@ class Room:
     def relieve(self, nbytes: int, deadline: float) -> bool:
         """Make room in a broker that is full; False if that failed until the deadline."""
         positions = cursors(self._channel, self._keys, self._actor)
-        read = min(positions.values(), default=self._kept[-1].id if self._kept else START)
-        if self._trim(read, 0) + trim_read(self._channel, self._keys):
+        if self._trim(min(positions.values(), default=START), 0) + trim_read(
+            self._channel, self._keys
+        ):
             return True
         if self._retention().when_full == "drop_oldest" and self._kept:
             self._drop(max(self._kept_bytes - nbytes - ENTRY_OVERHEAD_BYTES, 0))

@@ -166,3 +166,22 @@ def test_a_known_header_with_a_shorter_body_is_refused():
     shorter[12:20] = len(shorter).to_bytes(8, "little")
     with pytest.raises(DecodeError):
         decoder.decode(shorter)
+
+
+def test_meta_that_only_compares_equal_is_not_the_same():
+    encoder, decoder = ChunkEncoder(), ChunkDecoder()
+    for meta in ({"p": 1}, {"p": True}, {"p": 1.0}, {"p": [1, 2]}, {"p": 1}):
+        data = same_frames(encoder, [transition(0)], meta)
+        chunk = decoder.decode(data)
+        assert_same(dict(chunk.meta), meta)
+        if meta == {"p": [1, 2]}:
+            chunk.meta["p"].append(3)
+            assert decoder.decode(data).meta == {"p": [1, 2]}
+
+
+def test_a_chunk_too_large_goes_the_long_way_to_its_error():
+    encoder = ChunkEncoder()
+    row = {"a": np.zeros((0, 1000)), "n": 1}
+    encoder.encode([row], {})
+    with pytest.raises(EncodeError):
+        encoder.encode([row] * 2000, {})

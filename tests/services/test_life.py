@@ -10,6 +10,7 @@ from agentlace import (
     ActionClient,
     ActionConfig,
     ActionServer,
+    AgentlaceError,
     AlreadyServed,
     Closed,
     ConfigMismatch,
@@ -390,3 +391,31 @@ def test_interfaces_are_empty_without_a_server_also_if_strict(running, any_broke
         InferenceClient("localhost", 5600, timeout_ms=50, strict=True, broker=any_broker_url)
     )
     assert client.interfaces() == set()
+
+
+def test_a_store_that_is_still_taking_a_chunk_is_not_consumed_anew(serve, connect, monkeypatch):
+    monkeypatch.setattr("agentlace.transport.consumer.JOIN_TIMEOUT_S", 0.1)
+    inside, go_on = threading.Event(), threading.Event()
+
+    class Slow(QueuedDataStore):
+        def batch_insert(self, batch_data):
+            inside.set()
+            assert go_on.wait(20)
+            super().batch_insert(batch_data)
+
+    server = serve(store=Slow(100))
+    client = connect()
+    client.store.insert("once")
+    assert client.update() and inside.wait(20)
+    server.stop()
+    with pytest.raises(AgentlaceError, match="'env' is still taking a chunk"):
+        server.start(threaded=True)
+    assert not server.is_running
+    go_on.set()
+    wait_until(lambda: len(contents(server)) == 1)
+    wait_until(lambda: not server._stopped["env"].is_applying)
+    server.start(threaded=True)
+    client.store.insert("again")
+    wait_until(client.update)
+    wait_until(lambda: len(contents(server)) >= 2)
+    assert contents(server) == ["once", "again"]

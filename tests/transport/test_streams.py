@@ -544,3 +544,15 @@ def test_a_stream_that_was_not_read_does_not_expire(actor, record, store, channe
     asked = polls._asked
     wait_until(lambda: polls._asked > asked)
     assert channel.call("PTTL", store.stream("robot")) == -1
+
+
+def test_where_no_consumer_is_known_nothing_counts_as_read(actor, store, channel):
+    """A broker that came back empty knows the actor before the trainer."""
+    robot = actor(retention=Retention(max_bytes=50_000))
+    sent = 0
+    with pytest.raises(StoreFull):
+        while sent < 100:
+            robot.send(sent, sent + 1, timeout_s=0.05, size=2500)
+            sent += 1
+    assert channel.call("XLEN", store.stream("robot")) == sent > 2
+    assert robot.producer.dropped == 0
