@@ -109,12 +109,17 @@ class Broker:
             self._channels.add(channel)
         return channel
 
-    def meet(self, channel: Channel) -> None:
+    def meet(self, channel: Channel, seen_s: float) -> None:
         """Look whether the server at the other end of a new connection is still the same one.
 
-        If it was started anew, channels that are older than this connection are interrupted: they
-        may wait for a process that is gone. (The copy of itself that a server makes to rewrite
-        its log keeps the connections of a killed one open.)
+        If it was started anew, channels are interrupted that wait for the process that is gone.
+        (The copy of itself that a server makes to rewrite its log keeps the connections of a
+        killed one open.)
+
+        Args:
+            channel: the new connection.
+            seen_s: when the server met before was last heard of, in monotonic time: channels
+                that have connected since then are taken for connected to the new one.
         """
         try:
             run = _run_of(channel.call("INFO", "server"))
@@ -126,7 +131,7 @@ class Broker:
         with self._lock:
             channels = list(self._channels)
         for other in channels:
-            if other.is_connected and other.connected_s < channel.connected_s:
+            if other.is_connected and other.connected_s <= seen_s:
                 other.interrupt()
 
     def now_ms(self) -> float:

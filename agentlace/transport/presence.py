@@ -138,6 +138,7 @@ class Presence:
         self._thread: threading.Thread | None = None
         self._measured = time.monotonic()
         self._met_connects = 0
+        self._beaten_s = 0.0
         self.replaced = threading.Event()
 
     def acquire(self, exclusive: bool) -> None:
@@ -249,9 +250,10 @@ class Presence:
         with self._lock:
             self._channel.connect()
             if self._channel.connects != self._met_connects:
-                self._broker.meet(self._channel)
+                self._broker.meet(self._channel, self._beaten_s)
                 self._met_connects = self._channel.connects
             self._write(self._channel)
+            self._beaten_s = time.monotonic()
             if self._on_beat and not self.replaced.is_set():
                 self._on_beat(self._channel)
             if time.monotonic() - self._measured > CLOCK_EVERY_S:

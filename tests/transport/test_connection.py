@@ -280,8 +280,8 @@ def test_a_channel_that_waits_for_a_server_that_is_gone_is_woken(own_broker):
         )
         waiting.connect()
         beating.connect()
-        broker.meet(beating)
-        broker.meet(beating)  # the same one: nothing happens
+        broker.meet(beating, time.monotonic())
+        broker.meet(beating, time.monotonic())  # the same one: nothing happens
         assert waiting.call("PING") == b"PONG"
         failures = []
 
@@ -294,10 +294,11 @@ def test_a_channel_that_waits_for_a_server_that_is_gone_is_woken(own_broker):
         thread = threading.Thread(target=wait)
         thread.start()
         broker._run = b"run_id:another"  # what the server said before it was killed
+        beaten_s = time.monotonic()
+        newer.connect()
         beating.disconnect()
         beating.connect()
-        newer.connect()
-        broker.meet(beating)
+        broker.meet(beating, beaten_s)
         thread.join(DEADLINE_S)
         assert failures
         assert newer.call("PING") == waiting.call("PING") == b"PONG"
