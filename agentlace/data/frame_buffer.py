@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -42,7 +43,8 @@ class FrameReplayBuffer(ReplayBuffer):
         stacked: whether inserted observations have these frames already, as their first
             dimension. Else the buffer puts them together: the first of an episode is repeated
             for those before it. For this, if ``history`` is more than 1, it must be told where
-            episodes end, as :class:`TrajectoryBufferDataStore` is.
+            episodes end, as :class:`TrajectoryBufferDataStore` is. Several actors may fill it by
+            turns; of one whose newest row was overwritten meanwhile the history begins anew.
         folder: for files to keep the frames in, mapped into memory, for buffers larger than it.
             They are scratch files that are overwritten at the start. A full disk ends the
             process.
@@ -65,7 +67,7 @@ class FrameReplayBuffer(ReplayBuffer):
         self._stacked = stacked
         self._folder = None if folder is None else Path(folder)
         self._cameras: dict[str, str] = {}
-        self._actor: Any = None
+        self._inserting = threading.local()
         super().__init__(capacity, example, seed)
 
     # -- storing -----------------------------------------------------------------------------------
@@ -128,25 +130,19 @@ class FrameReplayBuffer(ReplayBuffer):
                 raise SchemaMismatch(_next(path), f"does not show the frames of {path}, one later")
 
     def insert_chunk(self, chunk: Chunk) -> Refusals:
-        """Insert a chunk as it came from the stream.
+        """Insert a chunk as it came from the stream; each actor has histories of its own.
 
         Returns:
             As for :class:`ReplayBuffer`.
 
         Raises:
-            SchemaMismatch: it does not fit the store; or it is of another actor than the first,
-                and the store puts histories together, which it can for one actor only.
+            SchemaMismatch: its columns do not fit the store; nothing of it was stored.
         """
-        actor = chunk.meta.get("actor")
-        if self._history > 1 and not self._stacked and actor is not None:
-            if self._actor not in (None, actor):
-                text = (
-                    f"frames of {actor!r} do not follow those of {self._actor!r}: give each actor "
-                    "a store of its own, or stack the frames where they are seen (stacked=True)"
-                )
-                raise SchemaMismatch("observations", text)
-            self._actor = actor
-        return super().insert_chunk(chunk)
+        self._inserting.actor = chunk.meta.get("actor")
+        try:
+            return super().insert_chunk(chunk)
+        finally:
+            self._inserting.actor = None
 
     def _write_row(self, transition: Any) -> None:
         self._write(map_leaves(lambda value: np.asarray(value)[None], transition))
@@ -162,15 +158,14 @@ class FrameReplayBuffer(ReplayBuffer):
         now = {c: leaves[path] for c, path in self._cameras.items()}
         after = {c: leaves[_next(path)] for c, path in self._cameras.items()}
         ends = ends_of(columns, len(next(iter(now.values()))))
+        row, actor = self._head.written, getattr(self._inserting, "actor", None)
         rest = self._without_frames(columns)
-        self._put(rest, len(ends), lambda: self._windows.store(now, after, ends))
+        self._put(rest, len(ends), lambda: self._windows.store(now, after, ends, row, actor))
 
     def _put(self, rest: Any, n: int, store: Callable[[], Array]) -> None:
-        lost = self._head.rows()
+        first, end = self._head.rows()
         at = self._head.claim(n)
-        windows = store()
-        self._windows.give_back(lost[0], self._head.rows()[0], lost[1], windows[0])
-        self._windows.write(windows, at)
+        self._windows.write(store(), range(end, end + n), range(first, self._head.rows()[0]))
         self._write_columns(rest, at)
         self._head.commit()
 
@@ -180,16 +175,26 @@ class FrameReplayBuffer(ReplayBuffer):
     def absorb_rows(self, columns: Any, part: slice) -> None:
         """Insert a part of exported rows."""
         rest = map_leaves(lambda a: a[part], columns["rest"])
-        shown, ends = columns["shown"][part], ends_of(rest, part.stop - part.start)
+        shown = columns["shown"][part]
         with self._writing:
             self._schema_for(self._first_of(rest, columns["frames"], shown[0]))
             size = min(BLOCK_ROWS, self.capacity)
             for start in range(0, len(shown), size):
                 rows = slice(start, start + size)
                 exported = {"frames": columns["frames"], "shown": shown[rows]}
-                store = partial(self._windows.absorb, exported, ends[rows])
-                self._put(map_leaves(itemgetter(rows), rest), len(shown[rows]), store)
+                begin, n = self._head.written, len(shown[rows])
+                store = partial(self._windows.absorb, exported, range(begin, begin + n))
+                self._put(map_leaves(itemgetter(rows), rest), n, store)
         self._announce()
+
+    def _ring_state(self, end: int) -> dict[str, Any]:
+        return {"newest": [] if self.dataset is None else self._windows.newest(end)}
+
+    def end_restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what else a snapshot holds, after all its rows."""
+        super().end_restore(state)
+        if self.dataset is not None:
+            self._windows.go_on(state.get("newest", ()))
 
     def _first_of(self, rest: Any, frames: dict[str, Array], window: Array) -> Any:
         """Return the first exported transition as it was inserted."""

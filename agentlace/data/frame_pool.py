@@ -16,7 +16,7 @@ Shapes = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
 
 
 class FramePool:
-    """One frame per slot and camera. One thread writes.
+    """One frame per slot and camera, kept as long as it is held. One thread writes.
 
     Memory is touched only by slots that were ever in use at the same time: those that were
     taken back last are given out first.
@@ -37,6 +37,7 @@ class FramePool:
         self._size = 0
         self._free = np.zeros(0, np.int32)
         self._free_count = 0
+        self._holds = np.zeros(0, np.int32)
         self.arrays: dict[str, Array] = {}
         self._grow(slots)
 
@@ -52,17 +53,24 @@ class FramePool:
         return sum(sizes)
 
     def take(self, n: int) -> Array:
-        """Return ``n`` slots that nobody uses, int32 of shape (n,)."""
+        """Return ``n`` slots that nobody uses, int32 of shape (n,); hold them next."""
         if n > self._free_count:
             self._grow(self._size + max(self._size // 2, n - self._free_count))
         self._free_count -= n
         slots: Array = self._free[self._free_count : self._free_count + n][::-1].copy()
         return slots
 
-    def give_back(self, slots: Array) -> None:
-        """Take slots back, each once."""
-        self._free[self._free_count : self._free_count + len(slots)] = slots
-        self._free_count += len(slots)
+    def hold(self, slots: Array) -> None:
+        """Hold slots, as often as they occur in this array."""
+        np.add.at(self._holds, slots.ravel(), 1)
+
+    def release(self, slots: Array) -> None:
+        """Hold slots as much less; those that nobody holds any more are given out again."""
+        np.subtract.at(self._holds, slots.ravel(), 1)
+        unused = np.unique(slots)
+        unused = unused[self._holds[unused] == 0]
+        self._free[self._free_count : self._free_count + len(unused)] = unused
+        self._free_count += len(unused)
 
     def _grow(self, size: int) -> None:
         arrays = {
@@ -79,6 +87,7 @@ class FramePool:
             : self._free_count
         ]
         self._free, self._free_count = free, self._free_count + size - self._size
+        self._holds = np.concatenate([self._holds, np.zeros(size - self._size, np.int32)])
         self._size = size
 
     def _allocate(self, camera: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:

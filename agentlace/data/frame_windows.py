@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,12 @@ from agentlace.data.ring import take_rows, write_rows
 BLOCK_ROWS = 256
 """So many transitions are written at a time: new frames are stored before old ones are freed."""
 
+ACTORS_MAX = 64
+"""Of more actors, those are forgotten whose newest row was overwritten."""
+
+NONE = -1
+"""Where there is no row."""
+
 Frames = Mapping[str, Array]
 """By camera."""
 
@@ -23,7 +29,7 @@ class FrameWindows:
     """Per row the slots of the ``history`` frames of its observation, and of one more, the next.
 
     Frames are recognised by their content: an observation that equals the next observation of
-    the row before shares its frames. One thread writes.
+    the same actor's row before shares its frames. One thread writes.
 
     Args:
         capacity: in rows.
@@ -41,8 +47,9 @@ class FrameWindows:
         self.stacked = stacked
         self._pool = FramePool(shapes, capacity + capacity // 4 + 2 * BLOCK_ROWS, folder)
         self._windows = np.zeros((capacity, history + 1), np.int32)
-        self._newest: Array | None = None
-        self._ended = True
+        self._newest: dict[Any, int] = {}  # the number of each actor's newest row
+        self._before = np.full(capacity, NONE, np.int64)  # the number of its row before each
+        self._ended = np.zeros(capacity, np.bool_)
 
     @property
     def nbytes(self) -> int:
@@ -64,57 +71,117 @@ class FrameWindows:
         slots, shown = np.unique(windows, return_inverse=True)
         return {"frames": self.frames(slots), "shown": shown.reshape(windows.shape)}
 
-    def absorb(self, exported: Mapping[str, Any], ends: Array) -> Array:
-        """Store frames of exported rows; returns what :meth:`store` does."""
-        shown, frames = exported["shown"], exported["frames"]
-        now = {camera: take_rows(array, shown[:, :-1]) for camera, array in frames.items()}
-        after = {camera: take_rows(array, shown[:, 1:]) for camera, array in frames.items()}
-        stacked, self.stacked = self.stacked, True  # they know their history
-        try:
-            return self.store(now, after, ends)
-        finally:
-            self.stacked = stacked
+    def absorb(self, exported: Mapping[str, Any], rows: range) -> Array:
+        """Store frames of exported rows; returns what :meth:`store` does.
 
-    def write(self, windows: Array, at: int) -> None:
-        """Write the slots that rows show, from a position on."""
-        write_rows(self._windows, windows, at)
+        Args:
+            exported: some rows of what :meth:`export` returned.
+            rows: the numbers that they get; not empty.
+        """
+        used, shown = np.unique(exported["shown"], return_inverse=True)
+        shown = shown.reshape(exported["shown"].shape)
+        frames = {camera: take_rows(array, used) for camera, array in exported["frames"].items()}
+        before = self._windows[(rows.start - 1) % self.capacity][1:]
+        follows = rows.start > 0 and all(
+            np.array_equal(array[shown[0, :-1]], self._pool.arrays[camera][before])
+            for camera, array in frames.items()
+        )
+        new = np.ones(len(used), np.bool_)
+        new[shown[0, :-1]] = not follows
+        slots = np.empty(len(used), np.int32)
+        slots[new] = self._pool.take(int(new.sum()))
+        for camera, array in frames.items():
+            self._pool.arrays[camera][slots[new]] = array[new]
+        if follows:
+            slots[shown[0, :-1]] = before
+        return take_rows(slots, shown)
 
-    def store(self, now: Frames, after: Frames, ends: Array) -> Array:
+    def write(self, windows: Array, rows: range, lost: range) -> None:
+        """Write the slots that rows show, in the place of those that they overwrite.
+
+        Args:
+            windows: int32 of shape (n, history + 1).
+            rows: the numbers of the written ones.
+            lost: the numbers of the overwritten ones.
+        """
+        self._pool.hold(windows)
+        gone = take_rows(self._windows, np.arange(lost.start, lost.stop) % self.capacity)
+        write_rows(self._windows, windows, rows.start % self.capacity)
+        self._pool.release(gone)
+
+    def store(self, now: Frames, after: Frames, ends: Array, row: int, actor: Any) -> Array:
         """Store what is new among the frames of rows.
 
         Args:
             now: their observations' frames, of shape (n, ...) or, stacked, (n, history, ...).
             after: the same of their next observations.
             ends: which of them are the last of an episode.
+            row: number of the first of them.
+            actor: whose they are.
 
         Returns:
             The slots that each row shows, int32 of shape (n, history + 1).
         """
         n = len(ends)
-        shared = self._shared(now, after)
+        before, ended = self._last_of(actor, row)
+        shared = self._shared(now, after, before)
         slots = self._pool.take(n)
         for camera, frames in after.items():
             self._pool.arrays[camera][slots] = frames[:, -1] if self.stacked else frames
         windows = np.empty((n, self.history + 1), np.int32)
         for i in range(n):
             windows[i, -1] = slots[i]
-            if self._newest is not None and shared[i] and (self.stacked or not self._ended):
-                windows[i, :-1] = self._newest[1:]
-            elif self._newest is not None and shared[i]:
-                windows[i, :-1] = self._newest[-1]
+            if before is not None and shared[i] and (self.stacked or not ended):
+                windows[i, :-1] = before[1:]
+            elif before is not None and shared[i]:
+                windows[i, :-1] = before[-1]
             else:
                 windows[i, :-1] = self._store_first({c: frames[i] for c, frames in now.items()})
-            self._newest, self._ended = windows[i], bool(ends[i])
-        self._newest = windows[-1].copy()
+            before, ended = windows[i], bool(ends[i])
+        self._note(actor, row, ends)
         return windows
 
-    def _shared(self, now: Frames, after: Frames) -> Array:
+    def _last_of(self, actor: Any, row: int) -> tuple[Array | None, bool]:
+        """Return what the actor's newest row shows, if it is there, and whether it was a last."""
+        newest = self._newest.get(actor, NONE)
+        if newest == NONE or newest < row - self.capacity:
+            return None, True
+        at = newest % self.capacity
+        return self._windows[at].copy(), bool(self._ended[at])
+
+    def _note(self, actor: Any, row: int, ends: Array) -> None:
+        before = np.arange(row - 1, row - 1 + len(ends))
+        before[0] = self._newest.get(actor, NONE)
+        write_rows(self._before, before, row % self.capacity)
+        write_rows(self._ended, ends, row % self.capacity)
+        self._newest[actor] = row + len(ends) - 1
+        if len(self._newest) > ACTORS_MAX:
+            there = row + len(ends) - self.capacity
+            self._newest = {name: at for name, at in self._newest.items() if at >= there}
+
+    def newest(self, end: int) -> list[Any]:
+        """Return (actor, number of its newest row below ``end``, whether it was a last) of all."""
+        found = []
+        for actor, row in self._newest.items():
+            while row >= end:
+                row = int(self._before[row % self.capacity])
+            if row != NONE:
+                found.append([actor, row, bool(self._ended[row % self.capacity])])
+        return found
+
+    def go_on(self, newest: Sequence[Any]) -> None:
+        """Go on where :meth:`newest` told that actors are."""
+        for actor, row, ended in newest:
+            self._newest[actor] = row
+            self._ended[row % self.capacity] = ended
+
+    def _shared(self, now: Frames, after: Frames, window: Array | None) -> Array:
         """Return which observations are the next observations of the transition before."""
         shared = np.ones(len(next(iter(now.values()))), np.bool_)
         for camera, frames in now.items():
             shared[1:] &= _rows_equal(frames[1:], after[camera][:-1])
-            if self._newest is not None:
-                before = self._pool.arrays[camera][self._newest[1:]]
+            if window is not None:
+                before = self._pool.arrays[camera][window[1:]]
                 before = before if self.stacked else before[-1]
                 shared[0] &= np.array_equal(frames[0], before)
         return shared
@@ -130,19 +197,6 @@ class FrameWindows:
         for camera, stack in stacks.items():
             self._pool.arrays[camera][slots] = stack[new]
         return take_rows(slots, np.cumsum(new) - 1)
-
-    def give_back(self, first: int, end: int, written: int, following: Array) -> None:
-        """Give back the frames that only the overwritten rows [first, end) have shown.
-
-        A frame is shown by transitions that follow each other, so one that the first remaining
-        transition does not show is shown by none.
-        """
-        if first == end:
-            return
-        if end < written:
-            following = self._windows[end % self.capacity]
-        gone = self._windows[np.arange(first, end) % self.capacity]
-        self._pool.give_back(np.setdiff1d(gone, following))
 
 
 def _rows_equal(some: Array, others: Array) -> Array:

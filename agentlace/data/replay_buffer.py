@@ -205,7 +205,7 @@ class ReplayBuffer(SampledStore):
             if self._schema is not None:
                 end = min(end, begin + max(1, nbytes // max(1, self._schema.nbytes)))
             columns = self._export(np.arange(begin, end)) if end > begin else None
-            state |= {"begin": first, "end": end}
+            state |= {"begin": first, "end": end, **self._ring_state(end)}
             return Part(columns, begin, end, end, self._head.written, state)
 
     def begin_restore(self, state: Mapping[str, Any]) -> None:
@@ -216,6 +216,10 @@ class ReplayBuffer(SampledStore):
     def absorb_rows(self, columns: Any, part: slice) -> None:
         """Insert a part of exported rows."""
         self.insert_columns(map_leaves(lambda a: a[part], columns), part.stop - part.start)
+
+    def _ring_state(self, end: int) -> dict[str, Any]:
+        """Return what else makes up the ring at this row: plain values."""
+        return {}
 
     def _export(self, rows: Array) -> Any:
         return self._read(rows, None)

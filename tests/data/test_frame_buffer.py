@@ -14,6 +14,7 @@ from agentlace.data import ReplayBuffer
 from agentlace.data.data_store import put
 from agentlace.data.frame_buffer import FrameReplayBuffer
 from agentlace.data.frame_pool import FramePool
+from agentlace.data.snapshots import Snapshots
 
 from .support import chunk, row, same
 
@@ -297,21 +298,96 @@ def test_a_pool_that_grows_shows_its_frames_all_the_time(monkeypatch):
     assert len(seen) == 1 and (seen[0] == 7).all()
 
 
-def test_histories_of_several_actors_are_refused_not_mixed_up():
-    def chunk_of(actor):
-        frame = np.full((8, 8), 5, np.uint8)
-        shown = {"observations": {"side": frame}, "next_observations": {"side": frame}}
-        arrived = chunk([{**shown, "dones": False}] * 2)
-        arrived.meta = {"actor": actor}
-        return arrived
+def by_turns(actors, pieces, rng):
+    """Yield chunks of the actors' rows in any order, each with its actor's name."""
+    left = {name: list(rows) for name, rows in actors.items()}
+    while any(left.values()):
+        name = rng.choice([name for name, rows in left.items() if rows])
+        n = int(rng.choice(pieces))
+        part, left[name] = left[name][:n], left[name][n:]
+        arrived = chunk(part)
+        arrived.meta = {"actor": str(name)}
+        yield name, arrived
 
-    buffer = FrameReplayBuffer(10, history=3)
-    buffer.insert_chunk(chunk_of("left"))
-    buffer.insert_chunk(chunk_of("left"))
-    with pytest.raises(SchemaMismatch, match="frames of 'right' do not follow those of 'left'"):
-        buffer.insert_chunk(chunk_of("right"))
-    assert len(buffer) == 4
-    several = FrameReplayBuffer(10, history=1)
-    several.insert_chunk(chunk_of("left"))
-    several.insert_chunk(chunk_of("right"))
-    assert len(several) == 4
+
+@settings(deadline=None, max_examples=40)
+@given(
+    seed=st.integers(0, 2**32),
+    history=st.integers(1, 4),
+    actors=st.integers(1, 4),
+    lengths=LENGTHS,
+    capacity=st.integers(30, 200),
+    is_restored=st.booleans(),
+)
+def test_each_of_several_actors_has_histories_of_its_own(
+    seed, history, actors, lengths, capacity, is_restored, tmp_path_factory
+):
+    rng = np.random.default_rng(seed)
+    single, stacked = {}, {}
+    for number in range(actors):
+        # Episodes of all actors show frames of the same numbers: only the actor tells them apart.
+        def at(e, t, a=number):
+            return observation(t, 50 * a + e)
+
+        def with_history(e, t, a=number):
+            return stack(50 * a + e, t, history)
+
+        name = f"actor {number}"
+        single[name] = transitions(lengths, at)
+        stacked[name] = iter(transitions(lengths, with_history if history > 1 else at))
+    # So large that no actor's newest row is overwritten before its next one comes.
+    buffer = FrameReplayBuffer(capacity + sum(lengths) * actors // 2, history=history)
+    naive = ReplayBuffer(buffer.capacity)
+    chunks = list(by_turns(single, [1, 2, 7], rng))
+    for at, (name, arrived) in enumerate(chunks):
+        if is_restored and at == len(chunks) // 2:
+            buffer = restored(buffer, history, tmp_path_factory.mktemp("snapshot"))
+        put(buffer, arrived)
+        naive.batch_insert([next(stacked[name]) for _ in range(arrived.n)])
+    begin, end = buffer._head.rows()
+    missed = [name for name in single if lost_track(chunks, name, buffer.capacity)]
+    if not missed:
+        found = buffer.sample(end - begin, indx=np.arange(begin, end))
+        assert same(found, naive.sample(end - begin, indx=np.arange(begin, end)))
+    held = buffer._windows._pool._holds
+    shown = np.bincount(buffer._windows.take(np.arange(begin, end)).ravel(), minlength=len(held))
+    assert (held == shown).all() and buffer._windows._pool.used == np.count_nonzero(held)
+
+
+def lost_track(chunks, name, capacity):
+    """Whether an actor's newest row was overwritten before its next one came."""
+    row, newest = 0, None
+    for other, arrived in chunks:
+        if other == name and newest is not None and newest < row - capacity:
+            return True
+        row += arrived.n
+        newest = row - 1 if other == name else newest
+    return False
+
+
+def restored(buffer, history, folder):
+    Snapshots(folder, buffer).save()
+    other = FrameReplayBuffer(buffer.capacity, history=history)
+    Snapshots(folder, other).restore()
+    return other
+
+
+def test_an_actor_whose_frames_are_gone_begins_anew():
+    rows = transitions([12], lambda e, t: observation(t, 0))
+    late = transitions([12], lambda e, t: observation(t, 7))
+    buffer = FrameReplayBuffer(5, history=3)
+    for name, part in (("a", rows[:2]), ("b", late[:6]), ("a", rows[2:3])):
+        arrived = chunk(part)
+        arrived.meta = {"actor": name}
+        put(buffer, arrived)
+    newest = buffer.sample(1, indx=np.array([8]))["observations"]["wrist"][0]
+    assert (newest == rows[2]["observations"]["wrist"]).all()
+
+
+def test_many_actors_that_come_and_go_are_forgotten():
+    buffer = FrameReplayBuffer(10, history=2)
+    for number in range(500):
+        arrived = chunk(transitions([1], lambda e, t, a=number: observation(t, a)))
+        arrived.meta = {"actor": str(number)}
+        put(buffer, arrived)
+    assert len(buffer._windows._newest) <= 65
