@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,9 @@ from agentlace.codec import Chunk
 from agentlace.data.columns import Array, leaves_of, nested
 from agentlace.data.data_store import Refusals, Taken
 from agentlace.data.ends import MARKS, ends_of
+from agentlace.data.sampled_store import Part
 from agentlace.data.trajectory_buffer import DataShape, TrajectoryBuffer
+from agentlace.data.turns import Waiting
 from agentlace.errors import SchemaMismatch
 
 log = logging.getLogger(__name__)
@@ -27,7 +31,13 @@ class TrajectoryBufferDataStore(TrajectoryBuffer):
     The last of a trajectory is told by the first of these that a transition has:
     ``end_of_trajectory``; ``dones``; ``terminated`` or ``truncated``; ``masks``, where 0 is an
     end. Shape () or (1,) each. A transition that does not fit ends the trajectory before it,
-    since it leaves a hole; so does a chunk whose ``meta`` names another ``actor``.
+    since it leaves a hole.
+
+    Several actors may fill it: chunks whose ``meta`` names another ``actor`` than that of the
+    trajectory in progress wait, outside of the ring, until that has ended. They may become an
+    eighth of ``capacity``; then, and when the store is saved, all trajectories in progress are
+    cut. (A subclass with an ``insert`` of its own gets every row at once, and each change of the
+    actor cuts.)
 
     Sent from, it hands transitions out with ``end_of_trajectory``, once it is known: the newest
     one stays until the next comes or the trajectory ends, and a trajectory that is too short
@@ -57,6 +67,8 @@ class TrajectoryBufferDataStore(TrajectoryBuffer):
             raise NotImplementedError("rlds_logger comes with the RLDS recorder")
         super().__init__(capacity, data_shapes, seed, min_trajectory_length, device, use_jax)
         self._actor: Any = None
+        self._turns = Lock()
+        self._waiting = Waiting()
         self._has_warned = False
 
     def insert(self, data: Mapping[str, Any], end_of_trajectory: bool = False) -> None:
@@ -90,10 +102,24 @@ class TrajectoryBufferDataStore(TrajectoryBuffer):
         Raises:
             SchemaMismatch: its columns do not fit the store; nothing of it was stored.
         """
-        self._turn_to(chunk.meta.get("actor"))
-        # A subclass with an insert of its own wants to see each transition.
-        own_insert = type(self).insert is not TrajectoryBufferDataStore.insert
-        if own_insert or not isinstance(chunk.columns, dict):
+        actor = chunk.meta.get("actor")
+        with self._turns:
+            # A subclass with an insert of its own wants to see each transition.
+            if type(self).insert is not TrajectoryBufferDataStore.insert:
+                self._cut_for(actor)
+                return self._insert_each(chunk.rows())
+            if actor in self._waiting or (actor != self._actor and self._in_progress):
+                refusals = self._let_wait(actor, chunk)
+            else:
+                self._actor = actor
+                refusals = self._insert_whole(chunk)
+            if self._waiting.rows > self.capacity // 8:
+                self._warn_of_cut()
+            self._give_turns(self.capacity // 8)
+        return refusals
+
+    def _insert_whole(self, chunk: Chunk) -> Refusals:
+        if not isinstance(chunk.columns, dict):
             return self._insert_each(chunk.rows())
         try:
             self._insert_marked(dict(leaves_of(chunk.columns)), chunk.n, False)
@@ -102,21 +128,83 @@ class TrajectoryBufferDataStore(TrajectoryBuffer):
             raise
         return {}
 
-    def _turn_to(self, actor: str | None) -> None:
-        """Begin a trajectory if another actor goes on: its rows do not follow the other's."""
-        if actor == self._actor:
-            return
-        if self._actor is not None and not self._has_warned:
+    @property
+    def _in_progress(self) -> bool:
+        return self._episodes.insert_idx > self._trajectory.begin_idx
+
+    def _let_wait(self, actor: Any, chunk: Chunk) -> Refusals:
+        """Keep what fits until it is its actor's turn."""
+        if isinstance(chunk.columns, dict):
+            try:
+                self._wait(actor, dict(leaves_of(chunk.columns)), chunk.n)
+            except SchemaMismatch:
+                self._waiting.end(actor)
+                raise
+            return {}
+        refusals: Refusals = {}
+        for number, row in enumerate(chunk.rows()):
+            try:
+                self._wait(actor, {k: np.asarray(v)[None] for k, v in leaves_of(row)}, 1)
+            except Exception as error:
+                refusals[number] = error
+                self._waiting.end(actor)
+        return refusals
+
+    def _wait(self, actor: Any, columns: dict[str, Array], n: int) -> None:
+        ends = np.array(ends_of(columns, n))
+        columns = self._fitting(self._declared(columns), ends)
+        if n:
+            self._waiting.add(actor, columns, ends)
+
+    def _give_turns(self, limit: int) -> None:
+        """Insert what waits, as far as it may; cut trajectories if more rows than this wait."""
+        while self._waiting and not (self._in_progress and self._waiting.rows <= limit):
+            if self._in_progress:
+                self.end_trajectory()
+            for columns, ends in self._waiting.take_whole():
+                self._insert_columns(columns, ends)
+            if self._waiting:
+                self._actor, pieces = self._waiting.take_next()
+                for columns, ends in pieces:
+                    self._insert_columns(columns, ends)
+
+    def _warn_of_cut(self) -> None:
+        if not self._has_warned:
             self._has_warned = True
             log.warning(
-                "this store gets chunks of several actors (%r after %r): each change ends a "
-                "trajectory, and one that is too short then is dropped. Give each actor a store of "
-                "its own, or let it update() at the end of its episodes",
-                actor,
+                "%d rows of other actors wait for the end of a trajectory of %r, which is cut: "
+                "mark the ends of trajectories, or give the store more capacity or each actor one "
+                "of its own",
+                self._waiting.rows,
                 self._actor,
             )
+
+    def _cut_for(self, actor: Any) -> None:
+        """End the trajectory in progress if it is another actor's."""
+        if actor == self._actor:
+            return
+        if self._actor is not None:
+            self._warn_of_cut()
         self.end_trajectory()
         self._actor = actor
+
+    def settle(self) -> None:
+        """Insert what waits; if anything does, all trajectories in progress are cut."""
+        with self._turns:
+            self._give_turns(0)
+
+    def export_rows(self, begin: int, nbytes: int) -> Part:
+        """Return rows from a number on, about so many bytes; inserts wait meanwhile.
+
+        Priorities are not part of it: all rows begin with the same.
+        """
+        self.settle()
+        return super().export_rows(begin, nbytes)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Save as :class:`TrajectoryBuffer` does; rows that wait are inserted before."""
+        self.settle()
+        super().save(path)
 
     def _insert_each(self, rows: Sequence[Any]) -> Refusals:
         refusals: Refusals = {}
@@ -129,10 +217,11 @@ class TrajectoryBufferDataStore(TrajectoryBuffer):
         return refusals
 
     def _insert_marked(self, columns: dict[str, Array], n: int, end: bool) -> None:
-        ends = ends_of(columns, n) | end
+        self._insert_columns(self._declared(columns), ends_of(columns, n) | end)
+
+    def _declared(self, columns: dict[str, Array]) -> dict[str, Array]:
         declared = self._schema.example
-        kept = {k: v for k, v in columns.items() if k in declared or k not in NAMES}
-        self._insert_columns(kept, ends)
+        return {k: v for k, v in columns.items() if k in declared or k not in NAMES}
 
     def latest_data_id(self) -> int:
         """Return the number of transitions ever inserted, minus one."""

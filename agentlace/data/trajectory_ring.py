@@ -15,6 +15,8 @@ from agentlace.data.ring import blocks
 from agentlace.data.sampled_store import Part, SampledStore
 from agentlace.data.storage import make_storage
 
+END = "end_of_trajectory"
+
 
 @dataclass
 class DataShape:
@@ -109,11 +111,7 @@ class TrajectoryRing(SampledStore):
     def _insert_columns(self, columns: dict[str, Array], ends: Array) -> None:
         """Insert rows given as arrays by name, each ``n`` long, and which of them are last."""
         with self._writing:
-            if "end_of_trajectory" in self._schema.example:
-                columns = {**columns, "end_of_trajectory": ends}
-            else:
-                columns.pop("end_of_trajectory", None)
-            self._schema.check(columns)
+            columns = self._fitting(columns, ends)
             first = 0
             for last in np.flatnonzero(ends):
                 self._append(columns, first, int(last) + 1)
@@ -121,6 +119,14 @@ class TrajectoryRing(SampledStore):
                 first = int(last) + 1
             self._append(columns, first, len(ends))
         self._announce()
+
+    def _fitting(self, columns: dict[str, Array], ends: Array) -> dict[str, Array]:
+        """Return the columns as they are stored; raises SchemaMismatch."""
+        columns = {name: column for name, column in columns.items() if name != END}
+        if END in self._schema.example:
+            columns[END] = ends
+        self._schema.check(columns)
+        return columns
 
     def _append(self, columns: dict[str, Array], first: int, end: int) -> None:
         """Append rows to the trajectory in progress, in blocks that leave something to sample."""
@@ -153,7 +159,7 @@ class TrajectoryRing(SampledStore):
 
     def _export(self, rows: Array) -> dict[str, Array]:
         columns = {k: np.asarray(self._storage.take(k, rows % self.capacity)) for k in self.dataset}
-        columns["end_of_trajectory"] = self._episodes.is_last(rows)
+        columns[END] = self._episodes.is_last(rows)
         return columns
 
     def begin_restore(self, state: Mapping[str, Any]) -> None:
@@ -166,7 +172,7 @@ class TrajectoryRing(SampledStore):
     def absorb_rows(self, columns: Any, part: slice) -> None:
         """Insert a part of exported rows."""
         rows = {name: column[part] for name, column in columns.items()}
-        self._insert_columns(rows, rows["end_of_trajectory"])
+        self._insert_columns(rows, rows[END])
 
 
 def _dtype(dtype: Any) -> np.dtype[Any]:

@@ -1,5 +1,7 @@
 """The trajectory store at both ends of a stream: which rows end, what is refused, what goes out."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from agentlace.data.jaxrl_data_store import (
     make_default_trajectory_buffer,
 )
 from agentlace.data.sampler import LatestSampler, SequenceSampler
+from agentlace.data.snapshots import Snapshots
 from agentlace.data.trajectory_buffer import DataShape
 
 from .support import chunk, same
@@ -92,14 +95,81 @@ def test_columns_that_do_not_fit_are_refused_whole_and_end_the_trajectory():
     assert (store._insert_idx, store._trajectory.begin_idx) == (3, 3)
 
 
-def test_rows_of_another_actor_do_not_go_on_where_the_first_one_stopped():
-    rows = trajectories([6], "dones")
+def of(actor, rows):
+    arrived = chunk(rows)
+    arrived.meta = {"actor": actor}
+    return arrived
+
+
+def stored(store):
+    """Return the numbers of the rows of each trajectory that is there."""
+    rows = np.arange(store._insert_idx)[-store.capacity :] % store.capacity
+    ids, numbers = store.metadata["trajectory_id"][rows], store.dataset["number"][rows]
+    return [numbers[ids == i].tolist() for i in np.unique(ids)]
+
+
+def test_trajectories_of_several_actors_stay_whole_in_any_order_of_their_chunks():
+    lengths = [5, 2, 9, 4, 7, 1, 3]
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        left = {name: trajectories(lengths, "dones") for name in ("a", "b", "c")}
+        store = make(capacity=600)
+        while any(left.values()):
+            name = rng.choice([name for name, rows in left.items() if rows])
+            n = int(rng.integers(1, 8))
+            part, left[name] = left[name][:n], left[name][n:]
+            if rng.random() < 0.2:  # rows without a common structure come one by one
+                arrived = of(name, part)
+                arrived = dataclasses.replace(arrived, columns=None, _rows=arrived.rows())
+            else:
+                arrived = of(name, part)
+            assert put(store, arrived) == {}
+        numbers = iter(range(sum(lengths)))
+        whole = [[next(numbers) for _ in range(length)] for length in lengths]
+        assert sorted(stored(store)) == sorted(3 * [t for t in whole if len(t) > 1])
+        assert not store._waiting and store._waiting.rows == 0
+
+
+def test_rows_that_wait_fit_or_are_refused_at_once_and_end_their_trajectory():
     store = make()
-    for part, actor in ((rows[:3], "a"), (rows[3:], "b")):
-        arrived = chunk(part)
-        arrived.meta["actor"] = actor
-        store.insert_chunk(arrived)
-    assert store.metadata["ep_begin"][:6].tolist() == [0, 0, 0, 3, 3, 3]
+    put(store, of("a", trajectories([9], "dones")[:3]))
+    rows = trajectories([8], "dones")
+    put(store, of("b", rows[:3]))
+    with pytest.raises(SchemaMismatch, match="colour"):
+        put(store, of("b", [{**row, "colour": 1} for row in rows[3:4]]))
+    ragged = of("b", rows[4:8])
+    ragged = dataclasses.replace(
+        ragged, columns=None, _rows=[*ragged.rows()[:2], {"number": 1}, *ragged.rows()[2:]]
+    )
+    assert put(store, ragged).keys() == {2}
+    put(store, of("a", trajectories([9], "dones")[3:]))
+    assert stored(store) == [list(range(9)), [0, 1, 2], [4, 5], [6, 7]]
+
+
+def test_actors_that_end_nothing_are_cut_so_that_no_memory_grows(caplog):
+    store = make(capacity=80)
+    for i in range(30):
+        for actor in "ab":
+            put(store, of(actor, trajectories([100], "dones")[2 * i : 2 * i + 2]))
+            assert store._waiting.rows <= 10
+    assert caplog.text.count("rows of other actors wait") == 1
+    steps = [np.diff(numbers) for numbers in stored(store)]
+    assert all((step == 1).all() for step in steps)
+
+
+@pytest.mark.parametrize("how", ["snapshot", "file"])
+def test_what_waits_is_saved(tmp_path, how):
+    store = make()
+    put(store, of("a", trajectories([9], "dones")[:3]))
+    put(store, of("b", trajectories([9], "dones")[:5]))
+    if how == "file":
+        store.save(tmp_path / "buffer.npz")
+        other = TrajectoryBufferDataStore.load(tmp_path / "buffer.npz")
+    else:
+        Snapshots(tmp_path, store).save()
+        other = make()
+        Snapshots(tmp_path, other).restore()
+    assert stored(other) == stored(store) == [[0, 1, 2], [0, 1, 2, 3, 4]]
 
 
 def test_a_subclass_that_overrides_insert_sees_each_row():
@@ -197,13 +267,9 @@ class OwnInsert(TrajectoryBufferDataStore):
         super().insert(data, end_of_trajectory)
 
 
-@pytest.mark.parametrize("kind", [TrajectoryBufferDataStore, OwnInsert])
-def test_trajectories_of_two_actors_are_told_apart_and_that_is_told(kind, caplog):
-    store = kind(100, [DataShape("x", (1,))])
+def test_a_subclass_sees_rows_of_several_actors_at_once_and_each_change_cuts(caplog):
+    store = OwnInsert(100, [DataShape("x", (1,))])
     for actor, first in (("a", 0), ("b", 50), ("a", 3)):
-        rows = [{"x": np.full(1, first + i, np.float32)} for i in range(3)]
-        arrived = chunk(rows)
-        arrived.meta = {"actor": actor}
-        store.insert_chunk(arrived)
+        store.insert_chunk(of(actor, [{"x": np.full(1, first + i, np.float32)} for i in range(3)]))
     assert store.metadata["trajectory_id"][:9].ravel().tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    assert caplog.text.count("chunks of several actors") == 1
+    assert caplog.text.count("is cut") == 1
