@@ -60,8 +60,8 @@ class PrioritySampler(Sampler):
                 self._tree, self._capacity = SumTree(capacity), capacity
             (begin, end), (new_begin, new_end) = self._range, span
             self._range = (new_begin, max(new_end, new_begin))
-            gone = np.arange(begin, min(end, new_begin))
-            self._tree[gone % capacity] = 0.0
+            for gone in (range(begin, min(end, new_begin)), range(max(begin, new_end), end)):
+                self._tree[np.arange(gone.start, gone.stop) % capacity] = 0.0
             new = np.arange(max(end, new_begin), new_end)
             self._tree[new % capacity] = self._first_priorities(new) ** self.alpha
 

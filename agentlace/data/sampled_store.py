@@ -102,6 +102,14 @@ class SampledStore(DataStoreBase):
         """Return rows from a number on, about so many bytes; inserts wait meanwhile."""
         raise NotImplementedError(f"{type(self).__name__} cannot be saved in parts")
 
+    def export_arrays(self) -> Any:
+        """Return what may change of rows long after they came, as a tree of arrays; or None."""
+        return None
+
+    def absorb_arrays(self, arrays: Any) -> None:
+        """Take over what :meth:`export_arrays` returned, after all rows."""
+        raise NotImplementedError(f"{type(self).__name__} has only rows")
+
     def begin_restore(self, state: Mapping[str, Any]) -> None:
         """Let an empty store begin at the first row of a snapshot."""
         raise NotImplementedError(f"{type(self).__name__} cannot be saved in parts")

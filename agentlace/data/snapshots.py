@@ -18,13 +18,15 @@ from agentlace.errors import DecodeError
 log = logging.getLogger(__name__)
 
 KIND = "rows"
+ARRAYS = "arrays"
+"""What belongs to rows but may change long after they came: written anew each time."""
 PIECE_BYTES = 8 << 20
 """So much is copied at a time while inserts wait, and then written as one file."""
 MERGE_BYTES = PIECE_BYTES // 2
 """A last file that is smaller is replaced by the next snapshot, so that files are not many."""
 
 Segment = dict[str, Any]
-"""One file of consecutive rows: ``file``, ``first``, ``end``, ``settled``, ``nbytes``, ``crc``."""
+"""One file: ``file``, ``nbytes``, ``crc``; if it has rows also ``first``, ``end``, ``settled``."""
 
 
 class Snapshots:
@@ -73,10 +75,14 @@ class Snapshots:
             state, position = part.state, part.end
             if part.end > part.first:
                 segments.append(self._write(part.first, part.end, part.settled, part.columns))
-                written += segments[-1]["nbytes"]
+                written += int(segments[-1]["nbytes"])
         segments = [s for s in segments if s["end"] > state["begin"]]
+        arrays = self._store.export_arrays()
+        files = [] if arrays is None else [self._put(ARRAYS, arrays)]
+        written += sum(int(file["nbytes"]) for file in files)
         kind = type(self._store).__name__
         manifest = {"kind": kind, "state": state, "extra": extra or {}, "segments": segments}
+        manifest[ARRAYS] = files
         if self._manifest.exists():
             os.replace(self._manifest, self._previous)
         replace_file(self._manifest, lambda file: file.write(json.dumps(manifest).encode()))
@@ -85,25 +91,23 @@ class Snapshots:
         return written
 
     def _write(self, first: int, end: int, settled: int, columns: Any) -> Segment:
-        frame = encode(columns, KIND)
+        file = self._put(f"{first}-{end}", columns)
+        return {**file, "first": first, "end": end, "settled": settled}
+
+    def _put(self, what: str, tree: Any) -> Segment:
+        """Write a tree of arrays into a file of its own."""
+        frame = encode(tree, KIND)
         crc = 0
         for part in frame.parts:
             crc = zlib.crc32(part, crc)
-        name = f"{first}-{end}-{crc:08x}.rows"
+        name = f"{what}-{crc:08x}.rows"
         replace_file(self._folder / name, lambda file: file.writelines(frame.parts))
-        return {
-            "file": name,
-            "first": first,
-            "end": end,
-            "settled": settled,
-            "nbytes": frame.nbytes,
-            "crc": crc,
-        }
+        return {"file": name, "nbytes": frame.nbytes, "crc": crc}
 
     def _sweep(self) -> None:
         """Remove files that neither manifest names."""
         manifests = [_read(path) for path in (self._manifest, self._previous)]
-        named = {s["file"] for m in manifests if m is not None for s in m["segments"]}
+        named = {s["file"] for m in manifests if m is not None for s in _files(m)}
         for path in self._folder.glob("*.rows"):
             if path.name not in named:
                 path.unlink()
@@ -139,6 +143,8 @@ class Snapshots:
             if end > first:
                 part = slice(first - segment["first"], end - segment["first"])
                 self._store.absorb_rows(self._columns(segment), part)
+        for file in manifest.get(ARRAYS, ()):
+            self._store.absorb_arrays(self._columns(file))
         self._store.end_restore(state)
         self._segments = segments
         extra: dict[str, Any] = manifest["extra"]
@@ -156,7 +162,7 @@ class Snapshots:
         for path in (self._manifest, self._previous):
             manifest = _read(path)
             found |= path.exists()
-            if manifest is not None and all(map(self._is_whole, manifest["segments"])):
+            if manifest is not None and all(map(self._is_whole, _files(manifest))):
                 return manifest
             if path.exists():
                 log.warning("the snapshot %s is damaged", path)
@@ -167,6 +173,11 @@ class Snapshots:
     def _is_whole(self, segment: Segment) -> bool:
         path = self._folder / segment["file"]
         return path.exists() and bool(path.stat().st_size == segment["nbytes"])
+
+
+def _files(manifest: Mapping[str, Any]) -> list[Segment]:
+    """Return all files of a manifest."""
+    return [*manifest["segments"], *manifest.get(ARRAYS, ())]
 
 
 def _read(path: Path) -> dict[str, Any] | None:

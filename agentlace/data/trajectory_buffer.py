@@ -136,16 +136,29 @@ class TrajectoryBuffer(TrajectoryRing):
         Args:
             path: of the file; ``.npz`` is added if it is missing.
         """
-        priorities = {
-            name: config.priority.state()
-            for name, config in self._configs.items()
-            if config.priority is not None
-        }
+        priorities = self._priorities()
         with self._drawing:
             rng = self._rng.bit_generator.state
         state = {"preloaded": self.preloaded, "rng": rng}
         with self._writing:
             save_trajectories(path, self._episodes, self.dataset, priorities, state)
+
+    def _priorities(self) -> dict[str, dict[str, Array]]:
+        configs = [(n, c.priority) for n, c in self._configs.items() if c.priority is not None]
+        return {name: priority.state() for name, priority in configs}
+
+    def export_arrays(self) -> Any:
+        """Return the priorities of each config that has any; None if there are none."""
+        return self._priorities() or None
+
+    def absorb_arrays(self, arrays: Any) -> None:
+        """Take over priorities; of configs that are not registered yet, as soon as they are."""
+        for name, state in arrays.items():
+            config = self._configs.get(name)
+            if config is None or config.priority is None:
+                self._saved_priorities[name] = state
+            else:
+                config.priority.restore(state, self.capacity)
 
     @classmethod
     def load(

@@ -194,10 +194,7 @@ class TrajectoryBufferDataStore(TrajectoryBuffer):
             self._give_turns(0)
 
     def export_rows(self, begin: int, nbytes: int) -> Part:
-        """Return rows from a number on, about so many bytes; inserts wait meanwhile.
-
-        Priorities are not part of it: all rows begin with the same.
-        """
+        """Return rows from a number on, about so many bytes; inserts wait meanwhile."""
         self.settle()
         return super().export_rows(begin, nbytes)
 

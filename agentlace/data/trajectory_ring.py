@@ -142,10 +142,7 @@ class TrajectoryRing(SampledStore):
             self._episodes.end()
 
     def export_rows(self, begin: int, nbytes: int) -> Part:
-        """Return rows from a number on, about so many bytes; inserts wait meanwhile.
-
-        Priorities are not part of it: all rows begin with the same.
-        """
+        """Return rows from a number on, about so many bytes; inserts wait meanwhile."""
         state = self._common_state()
         with self._writing:
             book = self._episodes

@@ -13,7 +13,7 @@ from agentlace.codec import encode
 from agentlace.data import FrameReplayBuffer, ReplayBuffer
 from agentlace.data import snapshots as module
 from agentlace.data.data_store import put
-from agentlace.data.sampler import SequenceSampler
+from agentlace.data.sampler import LatestSampler, PrioritySampler, SequenceSampler
 from agentlace.data.snapshots import Snapshots
 from agentlace.data.trajectory_buffer import DataShape, TrajectoryBuffer
 
@@ -233,6 +233,47 @@ def test_saving_goes_on_while_rows_come_in(make, tmp_path):
 
 
 # -- what belongs to one kind of store -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_registered", [True, False])
+def test_priorities_come_back_with_their_rows(tmp_path, is_registered, small_pieces):
+    def register(store):
+        sampler = PrioritySampler(alpha=0.5, beta=0.5, source="n")
+        store.register_sample_config("p", {"p": sampler, "n": LatestSampler()}, (0, 2))
+        return sampler
+
+    store = trajectory_store(64, min_trajectory_length=3, seed=1)
+    sampler = register(store)
+    snapshots = Snapshots(tmp_path, store)
+    for i in range(157):
+        store.insert(sealed(i), end_of_trajectory=i % 10 == 9)
+        if i % 20 == 19:
+            (data, _), rng = store.sample("p", 16), np.random.default_rng(i)
+            sampler.update_priorities(data["p"]["indices"], rng.exponential(5, 16))
+            snapshots.save()
+    store.sample("p", 1)
+    snapshots.save()
+    restored = trajectory_store(64, min_trajectory_length=3, seed=1)
+    if is_registered:
+        register(restored)
+    Snapshots(tmp_path, restored).restore()
+    if not is_registered:
+        register(restored)
+    for _ in range(5):
+        assert same(restored.sample("p", 50), store.sample("p", 50))
+    assert len({*restored.sample("p", 500)[0]["p"]["weights"].tolist()}) > 5
+
+
+def test_a_priority_of_a_row_that_was_not_saved_is_forgotten():
+    sampler = PrioritySampler()
+    sampler.follow((0, 10), 64)
+    sampler.update_priorities([8, 9], [100.0, 100.0])
+    other = PrioritySampler()
+    other.restore(sampler.state(), 64)
+    other.follow((0, 8), 64)
+    assert other.draw(1000, np.random.default_rng(0)).max() < 8
+    other.follow((0, 10), 64)
+    assert other.draw(1000, np.random.default_rng(0)).max() == 9
 
 
 @pytest.mark.parametrize("length", [3, 10, 1000])
