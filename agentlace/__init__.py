@@ -12,6 +12,7 @@
 Imports point one way: services → data, transport → codec → errors.
 """
 
+from importlib import import_module
 from typing import Any
 
 from agentlace import data
@@ -78,13 +79,16 @@ __all__ = [
 ]
 
 # Not in __all__: a star import must not need an extra.
-_NEED_GYMNASIUM = ("DefaultActionConfig", "GymEnvClient", "GymEnvServerWrapper")
+_NEED_GYMNASIUM = {
+    "DefaultActionConfig": "gym_env",
+    "GymEnvClient": "gym_env",
+    "GymEnvServerWrapper": "gym_env",
+    "RemoteVectorEnv": "vector_env",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Import what needs an extra only when it is asked for."""
     if name not in _NEED_GYMNASIUM:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from agentlace import gym_env
-
-    return getattr(gym_env, name)
+    return getattr(import_module(f"agentlace.{_NEED_GYMNASIUM[name]}"), name)

@@ -147,6 +147,10 @@ class GymEnvClient(gym.Env):
         if self._closed.is_set():
             return
         self._client.act("close")
+        self.disconnect()
+
+    def disconnect(self) -> None:
+        """Close the connection; the remote environment stays open. Idempotent."""
         self._closed.set()
         self._client.stop()
 

@@ -28,10 +28,11 @@ LAYERS = {
     "inference": 4,
     "trainer": 4,
     "gym_env": 5,
+    "vector_env": 6,
     "internal": 5,
     "cli": 5,
-    "agentlace": 6,
-    "__main__": 7,
+    "agentlace": 7,
+    "__main__": 8,
 }
 """Each part may import those below it, and of its own height only itself."""
 HEAVY = (
