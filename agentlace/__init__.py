@@ -3,6 +3,7 @@
 ::
 
     action.py  inference.py  trainer/  gym_env.py    the services, each with both ends
+    vector_env.py  robot/                            what is built on them
     service/                                         what servers and clients have in common
     data/                                            stores of transitions
     transport/                                       traffic through the broker
@@ -40,6 +41,7 @@ from agentlace.errors import (
     UnknownRequest,
 )
 from agentlace.inference import InferenceClient, InferenceServer
+from agentlace.robot import ChunkedPolicyClient
 from agentlace.trainer import TrainerClient, TrainerServer, TrainerSMInterface
 from agentlace.transport.streams import Retention
 
@@ -53,6 +55,7 @@ __all__ = [
     "BrokerAuthFailed",
     "BrokerURL",
     "BrokerUnreachable",
+    "ChunkedPolicyClient",
     "Closed",
     "ConfigMismatch",
     "DecodeError",

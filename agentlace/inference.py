@@ -9,6 +9,7 @@ from typing import Any
 from agentlace.config import BrokerURL, InferenceConfig
 from agentlace.errors import BrokerUnreachable
 from agentlace.service import SOFT_ERRORS, Client, Server
+from agentlace.transport.requests import RequestClient
 
 __all__ = ["InferenceClient", "InferenceServer"]
 
@@ -97,6 +98,13 @@ class InferenceClient(Client):
             EncodeError: a value in the payload may not travel.
         """
         return self._call("call", name, payload)
+
+    def line(self) -> RequestClient:
+        """Return a further connection, for calls while one of this client is under way.
+
+        It raises what would give None here. Close it before this client is stopped.
+        """
+        return RequestClient(self._broker, self._keys, self._server_token)
 
     def _call(self, what: str, name: str, payload: Any) -> Any:
         timeout_s = self.timeout_ms / 1000

@@ -29,6 +29,7 @@ LAYERS = {
     "trainer": 4,
     "gym_env": 5,
     "vector_env": 6,
+    "robot": 5,
     "internal": 5,
     "cli": 5,
     "agentlace": 7,
