@@ -56,7 +56,8 @@ class ActionServer(Server):
 
     def _handle(self, what: str, name: str, payload: Any) -> Any:
         if what == "act" and self._act_callback is not None:
-            _check_known([name], self.config.action_keys, "action")
+            if name not in self.config.action_keys:
+                _check_known([name], self.config.action_keys, "action")
             return self._act_callback(name, payload)
         if what == "obs" and self._obs_callback is not None:
             _check_known(payload, self.config.observation_keys, "observation")
@@ -174,12 +175,13 @@ class ActionClient(Client):
             UnknownRequest: the key is not in the config's ``action_keys``.
             EncodeError: a value in the payload may not travel.
         """
-        _check_known([key], self.config.action_keys, "action")
+        if key not in self.config.action_keys:
+            _check_known([key], self.config.action_keys, "action")
         return self._call("act", key, {} if payload is None else payload, ticket)
 
     def _call(self, what: str, name: str, payload: Any, ticket: Ticket | None = None) -> Any:
         timeout_s = self.timeout_ms / 1000
-        return self._softly(lambda: self._requests.call(what, name, payload, timeout_s, ticket))
+        return self._softly(self._requests.call, what, name, payload, timeout_s, ticket)
 
     def new_ticket(self) -> Ticket:
         """Return the identity of an action that may have to be repeated."""

@@ -108,4 +108,4 @@ class InferenceClient(Client):
 
     def _call(self, what: str, name: str, payload: Any) -> Any:
         timeout_s = self.timeout_ms / 1000
-        return self._softly(lambda: self._requests.call(what, name, payload, timeout_s))
+        return self._softly(self._requests.call, what, name, payload, timeout_s)

@@ -9,6 +9,8 @@
     chunk.py     n transitions ⇄ one columnar frame
     shared.py    large frames that several rows refer to, stored once
     repeated.py  chunks of one structure, one after the other
+    stamped.py   trees with a stamp, of one structure, one after the other
+    unstamped.py their receiving end
     spaces.py    Gymnasium spaces ⇄ plain values
 
 Nothing here knows about brokers, and nothing here uses pickle.
@@ -17,7 +19,9 @@ Nothing here knows about brokers, and nothing here uses pickle.
 from agentlace.codec.chunk import Chunk, decode_chunk, encode_chunk
 from agentlace.codec.frame import Frame, Message, decode, encode, leaf_spans
 from agentlace.codec.repeated import ChunkDecoder, ChunkEncoder
+from agentlace.codec.stamped import StampedEncoder, encode_stamped
 from agentlace.codec.tree import MAX_FRAME_BYTES
+from agentlace.codec.unstamped import StampedDecoder
 
 __all__ = [
     "MAX_FRAME_BYTES",
@@ -26,9 +30,12 @@ __all__ = [
     "ChunkEncoder",
     "Frame",
     "Message",
+    "StampedDecoder",
+    "StampedEncoder",
     "decode",
     "decode_chunk",
     "encode",
     "encode_chunk",
+    "encode_stamped",
     "leaf_spans",
 ]

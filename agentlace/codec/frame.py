@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import msgpack
@@ -46,9 +46,15 @@ MAX_HEADER_BYTES = 64 << 20
 WHOLE_CRC_BYTES = 16 << 10
 
 _PREFIX = struct.Struct("<2sBBIIQ")
-_CRC_END = 8
-_DAMAGE = (*REFUSALS, LookupError, AttributeError, MemoryError, msgpack.UnpackException)
-_ZEROS = bytes(ALIGNMENT)
+_START = struct.Struct("<2sBBI")
+LENGTHS = struct.Struct("<IQ")
+PREFIX_BYTES = _PREFIX.size
+CRC_AT, CRC_END = 4, 8
+DAMAGE = (*REFUSALS, LookupError, AttributeError, MemoryError, msgpack.UnpackException)
+ZEROS = bytes(ALIGNMENT)
+
+
+Array = np.ndarray[Any, Any]
 
 
 class Frame(NamedTuple):
@@ -114,28 +120,31 @@ def assemble(header: bytes, buffers: list[list[Buffer]]) -> Frame:
         EncodeError: it is too large.
     """
     parts: list[Buffer] = [b"", header]
-    nbytes = _PREFIX.size + len(header)
+    nbytes = PREFIX_BYTES + len(header)
     for leaf in buffers:
         size = sum(map(len, leaf))
         if not size:
             continue
         padding = -nbytes % ALIGNMENT
         if padding:
-            parts.append(_ZEROS[:padding])
+            parts.append(ZEROS[:padding])
         parts += leaf
         nbytes += padding + size
     if nbytes > MAX_FRAME_BYTES:
         raise EncodeError("", f"{nbytes} bytes are more than a frame's {MAX_FRAME_BYTES}")
     if len(header) > MAX_HEADER_BYTES:
         raise EncodeError("", f"{len(header)} bytes of values outside of arrays are too many")
-    whole = nbytes <= WHOLE_CRC_BYTES
-    lengths = struct.pack("<IQ", len(header), nbytes)
-    body = b"".join([lengths, *parts[1:]]) if whole else lengths + header
-    prefix = struct.pack("<2sBBI", b"AL", PROTOCOL_VERSION, whole, zlib.crc32(body))
-    if whole:
-        return Frame([prefix + body], nbytes)
-    parts[0] = prefix + lengths
+    lengths = LENGTHS.pack(len(header), nbytes)
+    if nbytes <= WHOLE_CRC_BYTES:
+        body = b"".join([lengths, *parts[1:]])
+        return Frame([prefix_of(body, True) + body], nbytes)
+    parts[0] = prefix_of(lengths + header, False) + lengths
     return Frame(parts, nbytes)
+
+
+def prefix_of(checked: bytes, whole: bool) -> bytes:
+    """Return what stands before the lengths of a frame, by what its checksum covers."""
+    return _START.pack(b"AL", PROTOCOL_VERSION, whole, zlib.crc32(checked))
 
 
 def decode(data: Buffer, kind: str | None = None) -> Message:
@@ -153,24 +162,39 @@ def decode(data: Buffer, kind: str | None = None) -> Message:
     view = memoryview(data)
     header = checked_header(view)
     try:
-        found, meta, leaves, packed = unpack(header)
-        if type(found) is not str or type(meta) is not dict:
-            raise DecodeError("a frame without a kind or meta")
-        if kind is not None and found != kind:
-            raise DecodeError(f"a frame of kind {found!r} where {kind!r} was expected")
-        if leaves and view.readonly:
-            view = memoryview(bytearray(view))
-        places = _places(leaves, _PREFIX.size + len(header), len(view))
-        memory = np.frombuffer(view, np.uint8)  # as long as it lives, a bytearray keeps its size
-        arrays = [
-            np.ndarray(shape, dtype, memory, offset) if nbytes else _empty(shape, dtype)
-            for dtype, shape, offset, nbytes in places
-        ]
-        return Message(found, meta, TreeDecoder(arrays).unpack(packed))
+        return opened(view, header, kind)
     except DecodeError:
         raise
-    except _DAMAGE as error:
-        raise DecodeError(f"a damaged frame: {type(error).__name__} {error}") from error
+    except DAMAGE as error:
+        raise damaged(error) from error
+
+
+def opened(
+    view: memoryview,
+    header: Buffer,
+    kind: str | None,
+    decoder: Callable[[list[Array]], TreeDecoder] = TreeDecoder,
+) -> Message:
+    """Decode a frame whose header was checked; raises DecodeError or one of :data:`DAMAGE`."""
+    found, meta, leaves, packed = unpack(header)
+    if type(found) is not str or type(meta) is not dict:
+        raise DecodeError("a frame without a kind or meta")
+    if kind is not None and found != kind:
+        raise DecodeError(f"a frame of kind {found!r} where {kind!r} was expected")
+    if leaves and view.readonly:
+        view = memoryview(bytearray(view))
+    places = places_of(leaves, PREFIX_BYTES + len(header), len(view))
+    memory = np.frombuffer(view, np.uint8)  # as long as it lives, a bytearray keeps its size
+    arrays = [
+        np.ndarray(shape, dtype, memory, offset) if nbytes else _empty(shape, dtype)
+        for dtype, shape, offset, nbytes in places
+    ]
+    return Message(found, meta, decoder(arrays).unpack(packed))
+
+
+def damaged(error: BaseException) -> DecodeError:
+    """Return what one of :data:`DAMAGE` means."""
+    return DecodeError(f"a damaged frame: {type(error).__name__} {error}")
 
 
 def leaf_spans(data: memoryview) -> tuple[int, list[tuple[int, int]]]:
@@ -181,14 +205,14 @@ def leaf_spans(data: memoryview) -> tuple[int, list[tuple[int, int]]]:
         MissingExtra: as in :func:`decode`.
     """
     header = checked_header(data)
-    end = _PREFIX.size + len(header)
+    end = PREFIX_BYTES + len(header)
     try:
-        places = _places(unpack(header)[2], end, len(data))
+        places = places_of(unpack(header)[2], end, len(data))
         return end, [(offset, nbytes) for *_, offset, nbytes in places]
     except DecodeError:
         raise
-    except _DAMAGE as error:
-        raise DecodeError(f"a damaged frame: {type(error).__name__} {error}") from error
+    except DAMAGE as error:
+        raise damaged(error) from error
 
 
 def checked_header(view: memoryview) -> memoryview:
@@ -197,7 +221,7 @@ def checked_header(view: memoryview) -> memoryview:
     Raises:
         DecodeError: it did not pass.
     """
-    if len(view) < _PREFIX.size:
+    if len(view) < PREFIX_BYTES:
         raise DecodeError(f"a frame of {len(view)} bytes is truncated")
     magic, version, whole, crc, header_bytes, nbytes = _PREFIX.unpack_from(view)
     if magic != b"AL":
@@ -209,17 +233,17 @@ def checked_header(view: memoryview) -> memoryview:
         )
     if nbytes != len(view):
         raise DecodeError(f"a frame of {nbytes} bytes arrived with {len(view)}")
-    end = _PREFIX.size + header_bytes
+    end = PREFIX_BYTES + header_bytes
     if header_bytes > MAX_HEADER_BYTES or end > len(view):
         raise DecodeError(f"a header of {header_bytes} bytes does not fit its frame")
     if whole not in (0, 1) or whole != (nbytes <= WHOLE_CRC_BYTES):
         raise DecodeError("a frame with unknown flags")
-    if zlib.crc32(view[_CRC_END : len(view) if whole else end]) != crc:
+    if zlib.crc32(view[CRC_END : len(view) if whole else end]) != crc:
         raise DecodeError("a damaged frame: its checksum does not match")
-    return view[_PREFIX.size : end]
+    return view[PREFIX_BYTES:end]
 
 
-def _places(
+def places_of(
     leaves: list[Any], offset: int, end: int
 ) -> Iterator[tuple[np.dtype[Any], list[int], int, int]]:
     """Return each leaf's dtype, shape, offset and size in bytes, checked against what is there."""

@@ -17,6 +17,7 @@ code value        form
 7    FrozenDict   [mark, it as a dict]
 8    space        [mark, its description …] (:mod:`agentlace.codec.spaces`)
 9    boxed value  [mark, it]: an object array without dimensions, as np.asarray(a_dict) makes
+10   number       [mark, what, where]: only in :mod:`agentlace.codec.stamped`
 ==== ===========  ==================================================
 
 A mark is an extension of the value's code, without data.
@@ -70,9 +71,10 @@ class Mark(enum.IntEnum):
     FROZENDICT = 7
     SPACE = 8
     BOXED = 9
+    NUMBER = 10
 
 
-_PACKED = {mark: msgpack.ExtType(int(mark), b"") for mark in Mark}
+PACKED = {mark: msgpack.ExtType(int(mark), b"") for mark in Mark}
 _MARKS = {int(mark): mark for mark in Mark}
 
 
@@ -104,9 +106,9 @@ class TreeEncoder:
         if kind is np.ndarray or kind is Column:
             return _box(value) if is_box(value) else self._array(value)
         if kind is tuple:
-            return [_PACKED[Mark.TUPLE], *value]
+            return [PACKED[Mark.TUPLE], *value]
         if kind is set or kind is frozenset:
-            return [_PACKED[Mark.SET if kind is set else Mark.FROZENSET], *value]
+            return [PACKED[Mark.SET if kind is set else Mark.FROZENSET], *value]
         if kind is int:
             return _bigint(value)
         if isinstance(value, dict):  # OrderedDict, defaultdict, Counter
@@ -129,18 +131,18 @@ class TreeEncoder:
         if name is None:
             raise TypeError(f"a scalar of dtype {value.dtype} may not travel")
         raw = value.tobytes()[: value.dtype.itemsize]  # an empty string's has a zero too many
-        return [_PACKED[Mark.SCALAR], name, raw]
+        return [PACKED[Mark.SCALAR], name, raw]
 
     def _foreign(self, value: Any) -> Any:
         """Encode a value of a library that may not even be installed here."""
         if _is_instance(value, "jax", "Array"):
             return self._other(np.asarray(value))
         if is_frozen_dict(value):
-            return [_PACKED[Mark.FROZENDICT], value.unfreeze()]
+            return [PACKED[Mark.FROZENDICT], value.unfreeze()]
         if _is_instance(value, "gymnasium", "Space"):
             description = spaces.describe(value)
             self._left = spaces.charge(description, self._left)
-            return [_PACKED[Mark.SPACE], *description]
+            return [PACKED[Mark.SPACE], *description]
         if type(value) is np.memmap:
             return self._other(value.view(np.ndarray))
         raise TypeError(f"a {type(value).__module__}.{type(value).__qualname__} may not travel")
@@ -179,7 +181,7 @@ def is_box(value: Any) -> bool:
 
 def _box(array: np.ndarray[Any, Any]) -> Any:
     """Return what stands for an object array without dimensions."""
-    return [_PACKED[Mark.BOXED], array[()]]
+    return [PACKED[Mark.BOXED], array[()]]
 
 
 def _hint(dtype: np.dtype[Any]) -> str:
@@ -239,7 +241,7 @@ class TreeDecoder:
             return tuple(items)
         if mark is Mark.SCALAR:
             name, raw = items
-            return _decode_scalar(dtype_of(name), raw)
+            return decode_scalar(dtype_of(name), raw)
         if mark is Mark.FROZENDICT:
             return _frozen_dict(*items)
         if mark is Mark.BOXED:
@@ -247,7 +249,12 @@ class TreeDecoder:
         if mark is Mark.SPACE:
             self._left = spaces.charge(items, self._left)
             return spaces.build(items)
+        if mark is Mark.NUMBER:
+            return self._number(*items)
         return set(items) if mark is Mark.SET else frozenset(items)
+
+    def _number(self, what: Any, where: Any) -> Any:
+        raise DecodeError("a number that is kept elsewhere, where none belongs")
 
 
 def unpack(packed: Buffer, ext_hook: Any = None, list_hook: Any = None) -> Any:
@@ -269,7 +276,8 @@ def _refuse_extension(code: int, data: bytes) -> Any:
     raise DecodeError(f"an extension {code} where none belongs")
 
 
-def _decode_scalar(dtype: np.dtype[Any], raw: bytes) -> Any:
+def decode_scalar(dtype: np.dtype[Any], raw: bytes) -> Any:
+    """Return the numpy scalar of these bytes; raises DecodeError if they do not fit."""
     if type(raw) is not bytes or len(raw) != dtype.itemsize:
         raise DecodeError("a scalar's bytes do not fit its dtype")
     if dtype.kind == "S":  # an array's item would lose the zeros at its end

@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from agentlace._version import __version__
 from agentlace.config import BrokerURL, check_same, described
@@ -166,11 +166,11 @@ class Client:
         if self._refrain.is_due(error):
             self._log.warning("%s%s%s", text, error, self._refrain.note())
 
-    def _softly(self, call: Callable[[], T]) -> T | None:
+    def _softly(self, call: Callable[..., T], *args: Any) -> T | None:
         """Return the call's result; None for one of SOFT_ERRORS, unless strict."""
         try:
             self._check_usable()
-            result = call()
+            result = call(*args)
         except SOFT_ERRORS as error:
             self.last_error = self._explained(error)
             if self.strict:

@@ -12,13 +12,14 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, cast
 
+from agentlace.codec import Frame
 from agentlace.errors import AgentlaceError, BrokerUnreachable, Closed
 from agentlace.transport import resp
 from agentlace.transport.backoff import Backoff
 from agentlace.transport.link import Link, in_steps, process_number
-from agentlace.transport.resp import Command, ErrorReply, Reply
+from agentlace.transport.resp import Command, Envelope, ErrorReply, Reply
 
 if TYPE_CHECKING:
     from agentlace.transport.connection import Broker
@@ -120,6 +121,32 @@ class Channel:
         self._asked = time.monotonic()
         self._write(commands, timeout_s)
 
+    def trade(self, envelope: Envelope, frame: Frame, timeout_s: float) -> resp.Buffer | None:
+        """Send a frame in its envelope, and return what the pop at the envelope's end popped.
+
+        Returns:
+            It, in writable memory of its own. None if anything else has come, or nothing yet: then
+            the replies are to be received one by one.
+        """
+        if self._link is None or self._owed or self._made_in != process_number():
+            self.connect()
+            while self._owed > 0:
+                self.receive(timeout_s)
+        link = self._current()
+        self._owed = envelope.replies
+        try:
+            link.limit(timeout_s, envelope.least_bytes)
+            resp.write(link.sock, envelope.packed(frame))
+            popped: resp.Buffer | int | None
+            popped = link.reader.popped(envelope.replies - 1, envelope.head)
+            if isinstance(popped, int):
+                popped = link.reader.bulk(popped)
+        except BaseException as error:
+            self._give_up(error)
+        if popped is not None:
+            self._owed = 0
+        return cast("resp.Buffer | None", popped)
+
     def _write(self, commands: Sequence[Command], timeout_s: float | None) -> None:
         link, buffers = self._current(), resp.pack(commands)
         self._owed = len(commands)
@@ -133,7 +160,7 @@ class Channel:
         """Return the next reply."""
         link = self._current()
         try:
-            link.limit(self.timeout_s if timeout_s is None else timeout_s)
+            link.limit(self.timeout_s if timeout_s is None else timeout_s, 1)
             reply = link.reader.read()
         except BaseException as error:
             self._give_up(error)
@@ -170,7 +197,7 @@ class Channel:
     def _filled(self, link: Link, timeout_s: float) -> bool:
         """Receive what comes next, as :meth:`receive` would anyway: one system call, not two."""
         try:
-            link.limit(timeout_s)
+            link.limit(timeout_s, 1)
             link.reader.fill()
         except BlockingIOError:
             return False

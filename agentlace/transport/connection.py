@@ -139,11 +139,15 @@ class Broker:
 
         It is at most :attr:`clock_error_ms` off, plus the drift since :meth:`measure_clock`.
         """
+        return self.at_ms(time.monotonic())
+
+    def at_ms(self, moment_s: float) -> float:
+        """Return the broker's time, likewise, at a moment of this machine's monotonic clock."""
         if self._offset_ms is None:
             with contextlib.closing(self.channel()) as channel:
                 self.measure_clock(channel)
         assert self._offset_ms is not None
-        return time.monotonic() * 1000 + self._offset_ms
+        return moment_s * 1000 + self._offset_ms
 
     def measure_clock(self, channel: Channel, samples: int = 5) -> None:
         """Measure the broker's clock; the sample with the shortest round trip counts."""

@@ -44,16 +44,27 @@ class Link:
         self, sock: Any, reader: Any, client_id: int | None, disconnect: Callable[[], None]
     ) -> None:
         self.sock = sock
-        self.reader = reader
+        self.reader: Any = reader
         self.client_id = client_id
         self.disconnect = disconnect
         self.is_plain = type(sock) is socket.socket and os.name == "posix"
         self._limit_s: float | None = None
+        self._least = 1
         if self.is_plain:
             sock.settimeout(None)
 
-    def limit(self, timeout_s: float) -> None:
-        """Bound each read and write from now on."""
+    def limit(self, timeout_s: float, least: int = 0) -> None:
+        """Bound each read and write from now on.
+
+        Args:
+            timeout_s: its time.
+            least: a read waits for so many bytes (SO_RCVLOWAT): an answer that tells nothing would
+                wake its reader only for it to wait again. 0 leaves it as it is, for writes; where
+                fewer bytes may come it is 1. Without effect with TLS.
+        """
+        if least and least != self._least and self.is_plain:
+            self._least = least
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, least)
         if timeout_s == self._limit_s:
             return
         self._limit_s = timeout_s

@@ -12,7 +12,7 @@ from agentlace.errors import MissingExtra
 from agentlace.transport import resp
 from agentlace.transport.channel import Channel
 from agentlace.transport.link import Link
-from agentlace.transport.resp import Command, ErrorReply, Reply
+from agentlace.transport.resp import Command, Envelope, ErrorReply, Reply
 
 _servers: dict[str, Any] = {}
 _servers_lock = threading.Lock()
@@ -46,6 +46,11 @@ class MemoryChannel(Channel):
         except Exception as error:
             raise self.broker.mapped(error) from error
         return Link(connection, connection, None, lambda: _disconnect(connection))
+
+    def trade(self, envelope: Envelope, frame: Frame, timeout_s: float) -> resp.Buffer | None:
+        """Send a frame in its envelope; the replies are to be received one by one."""
+        self.send(envelope.commands(frame), timeout_s)
+        return None
 
     def _write(self, commands: Sequence[Command], timeout_s: float | None) -> None:
         connection = self._current().sock

@@ -3,65 +3,93 @@
 from __future__ import annotations
 
 import logging
+import struct
 import threading
 import time
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
-from agentlace import codec
+from agentlace.codec import Frame, StampedDecoder, StampedEncoder, encode_stamped
 from agentlace.errors import AgentlaceError, Closed, DecodeError, EncodeError, UnknownRequest
 from agentlace.transport.backoff import Backoff
 from agentlace.transport.connection import MARGIN_S, Broker
 from agentlace.transport.keys import REPLY_MS, ServiceKeys
-from agentlace.transport.resp import Command, ErrorReply
+from agentlace.transport.resp import Envelope, ErrorReply
 
 log = logging.getLogger(__name__)
 
 REQUEST, REPLY = "request", "reply"
+REQUEST_STAMP = "Qd16s"
+"""A request's number, its deadline in the broker's milliseconds, and who calls."""
+REPLY_STAMP = "Q"
+"""The number of the request."""
 AT_MOST_ONCE = frozenset({"act", "request"})
 """Kinds of request that are never executed twice; all others are pure and may be."""
 REMEMBERED_CALLERS = 256
 """Of so many callers the last replies are remembered."""
 REMEMBERED_REPLIES = 4
 """So many of each: a caller may repeat one request while others of its threads go on."""
+CALLERS = 1024
+"""To so many callers the commands around a reply are kept packed."""
 JOIN_TIMEOUT_S = 5.0
 
 Handler = Callable[[str, str, Any], Any]
 """Called with what (``act``), its name (the key) and its payload; returns the reply's tree."""
 
 
-class _Request(NamedTuple):
-    """A request as it arrived."""
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def keep(cache: dict[K, V], key: K, value: V, limit: int) -> V:
+    """Put a value into a cache, which starts anew where it would hold more than its limit."""
+    if len(cache) >= limit:
+        cache.clear()
+    cache[key] = value
+    return value
+
+
+class _Call(NamedTuple):
+    """What requests of one structure have in common, and what encodes the replies to them."""
 
     what: str
     name: str
-    id: str
-    reply_key: str
-    deadline_ms: float
     repeats: str | None
-    payload: Any
+    replies: StampedEncoder
 
     @classmethod
-    def decode(cls, data: Any, keys: ServiceKeys) -> _Request:
-        """Decode and check a request; raises DecodeError or MissingExtra."""
-        _, meta, payload = codec.decode(data, REQUEST)
+    def of(cls, meta: Mapping[str, Any]) -> _Call:
+        """Return what a frame's meta says; raises DecodeError."""
         try:
-            what, name, request_id, reply_key = (meta[k] for k in ("what", "name", "id", "reply"))
-            deadline_ms, repeats = float(meta["deadline"]), meta["repeats"]
-        except (KeyError, TypeError, ValueError) as error:
+            what, name, repeats = (meta[key] for key in ("what", "name", "repeats"))
+        except KeyError as error:
             raise DecodeError(f"a request without {error}") from error
-        texts = (what, name, request_id, reply_key, repeats or "")
-        if any(type(text) is not str for text in texts):
+        if any(type(text) is not str for text in (what, name, repeats or "")):
             raise DecodeError("a request whose names are not strings")
-        if not reply_key.startswith(keys.reply("")):
-            raise DecodeError(f"a request to be answered at {reply_key!r}")
-        return cls(what, name, request_id, reply_key, deadline_ms, repeats, payload)
+        return cls(what, name, repeats, StampedEncoder(REPLY, {"status": "ok"}, REPLY_STAMP))
 
     def __str__(self) -> str:
         """Return how it is called in messages."""
         return f"{self.what} {self.name!r}"
+
+
+class _Request(NamedTuple):
+    """A request as it arrived."""
+
+    call: _Call
+    id: int
+    deadline_ms: float
+    caller: bytes
+    payload: Any
+
+    def __str__(self) -> str:
+        """Return how it is called in messages."""
+        return str(self.call)
+
+
+_Answer = tuple[Envelope, Frame]
 
 
 class RequestServer:
@@ -82,7 +110,9 @@ class RequestServer:
         self._channel = broker.channel()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._remembered: OrderedDict[str, OrderedDict[str, codec.Frame]] = OrderedDict()
+        self._remembered: OrderedDict[bytes, OrderedDict[int, Frame]] = OrderedDict()
+        self._decoder = StampedDecoder(REQUEST, REQUEST_STAMP, _Call.of)
+        self._envelopes: dict[bytes, Envelope] = {}
         self.answered = 0
         self.expired = 0
 
@@ -101,7 +131,7 @@ class RequestServer:
 
     def _serve(self) -> None:
         backoff = Backoff()
-        answer: list[Command] = []
+        answer: _Answer | None = None
         while not self._stop.is_set():
             try:
                 request = self._next(answer)
@@ -113,67 +143,84 @@ class RequestServer:
                 self._stop.wait(backoff.next_s())
                 continue
             backoff.reset()
-            answer = [] if request is None else self._answer(request)
+            answer = None if request is None else self._answer(request)
         self._send_last(answer)
 
-    def _next(self, answer: list[Command]) -> Any:
+    def _next(self, answer: _Answer | None) -> Any:
         """Send the last answer and wait for a request, in one write; None after a slice.
 
         A refused answer is only logged: a request may have been popped right behind it.
         """
         channel = self._channel
         slice_s = channel.slice_s
-        commands = [*answer, ("BLPOP", self._keys.requests, f"{slice_s:g}")]
-        *answered, popped = channel.exchange(commands, slice_s + MARGIN_S)
-        for reply in answered:
+        timeout_s = slice_s + MARGIN_S
+        if answer is None:
+            popped = channel.call("BLPOP", self._keys.requests, f"{slice_s:g}", timeout_s=timeout_s)
+            return None if popped is None else popped[1]
+        data = channel.trade(*answer, timeout_s)
+        if data is not None:
+            return data
+        for _ in range(answer[0].replies - 1):
+            reply = channel.receive(timeout_s)
             if isinstance(reply, ErrorReply):
                 log.error("%s could not send a reply: %s", self._keys.name, reply)
-        channel.checked([popped])
+        popped = channel.checked([channel.receive(timeout_s)])[0]
         return None if popped is None else popped[1]
 
-    def _send_last(self, answer: list[Command]) -> None:
-        if answer:
+    def _send_last(self, answer: _Answer | None) -> None:
+        if answer is not None:
+            envelope, reply = answer
             self._channel.disconnect()  # stop() may have woken this thread the hard way
             try:
-                self._channel.checked(self._channel.exchange(answer, 1.0))
+                *answers, _ = envelope.commands(reply)
+                self._channel.checked(self._channel.exchange(answers, 1.0))
             except AgentlaceError as error:
                 log.warning("%s could not send its last reply: %s", self._keys.name, error)
 
-    def _answer(self, data: Any) -> list[Command]:
-        """Execute one request; returns the commands that answer it."""
+    def _answer(self, data: Any) -> _Answer | None:
+        """Execute one request; returns what answers it, if anything does."""
         try:
-            request = _Request.decode(data, self._keys)
+            call, (number, deadline_ms, caller, *_), payload = self._decoder.decode(data)
         except AgentlaceError as error:
             log.error("%s dropped a request that it cannot read: %s", self._keys.name, error)
-            return []
-        replies = self._remembered.get(request.reply_key)
-        if replies and request.id in replies:
-            return self._commands(request, replies[request.id])
-        overdue_ms = self._broker.now_ms() - request.deadline_ms
-        if overdue_ms > 0:
+            return None
+        request = _Request(call, number, deadline_ms, caller, payload)
+        replies = self._remembered.get(caller)
+        if replies and number in replies:
+            return self._envelope(caller), replies[number]
+        overdue_ms = self._broker.now_ms() - deadline_ms
+        if not overdue_ms <= 0:  # nor if it is no number
             self.expired += 1
             log.warning("%s was dropped %.0f ms after its deadline", request, overdue_ms)
-            return []
+            return None
         reply = self._execute(request)
         self.answered += 1
-        late_ms = self._broker.now_ms() - request.deadline_ms
+        late_ms = self._broker.now_ms() - deadline_ms
         if late_ms > 0:
             log.warning("%s was finished %.0f ms after its deadline", request, late_ms)
-        if request.what in AT_MOST_ONCE:
+        if call.what in AT_MOST_ONCE:
             self._remember(request, reply)
-        return self._commands(request, reply)
+        return self._envelope(caller), reply
 
-    def _commands(self, request: _Request, reply: codec.Frame) -> list[Command]:
-        key = request.reply_key
-        return [("RPUSH", key, reply), ("PEXPIRE", key, REPLY_MS)]
+    def _envelope(self, caller: bytes) -> Envelope:
+        """Return what encloses a reply to a caller: its push, its expiry, and the next pop."""
+        envelope = self._envelopes.get(caller)
+        if envelope is None:
+            key = self._keys.reply(caller.hex())
+            expire = ("PEXPIRE", key, REPLY_MS)
+            slice_s = self._channel.slice_s
+            envelope = Envelope(("RPUSH", key), (expire,), self._keys.requests, slice_s)
+            keep(self._envelopes, caller, envelope, CALLERS)
+        return envelope
 
-    def _execute(self, request: _Request) -> codec.Frame:
-        if request.what in AT_MOST_ONCE and request.repeats not in (None, self._token):
+    def _execute(self, request: _Request) -> Frame:
+        call = request.call
+        if call.repeats is not None and call.what in AT_MOST_ONCE and call.repeats != self._token:
             text = "it may have been executed by the server before this one; it was not repeated"
             return _failure(request, "ServerRestarted", text)
         try:
-            result = self._handler(request.what, request.name, request.payload)
-            return codec.encode(result, REPLY, {"id": request.id, "status": "ok"})
+            result = self._handler(call.what, call.name, request.payload)
+            return call.replies.encode((request.id,), result)
         except UnknownRequest as error:
             return _failure(request, "UnknownRequest", str(error), "unknown")
         except EncodeError as error:
@@ -186,12 +233,12 @@ class RequestServer:
             log.error("the handler of %s raised:\n%s", request, traceback.format_exc())
             return _failure(request, type(error).__name__, str(error))
 
-    def _remember(self, request: _Request, reply: codec.Frame) -> None:
+    def _remember(self, request: _Request, reply: Frame) -> None:
         # The handler may change its arrays afterwards, so the reply is kept in bytes of its own.
-        kept = codec.Frame([bytes(reply)], reply.nbytes)
-        replies = self._remembered.setdefault(request.reply_key, OrderedDict())
-        replies[request.id] = kept
-        self._remembered.move_to_end(request.reply_key)
+        is_own = len(reply.parts) == 1 and type(reply.parts[0]) is bytes
+        replies = self._remembered.setdefault(request.caller, OrderedDict())
+        replies[request.id] = reply if is_own else Frame([bytes(reply)], reply.nbytes)
+        self._remembered.move_to_end(request.caller)
         if len(replies) > REMEMBERED_REPLIES:
             replies.popitem(last=False)
         if len(self._remembered) > REMEMBERED_CALLERS:
@@ -211,7 +258,7 @@ class RequestServer:
         self._channel.close()
 
 
-def _failure(request: _Request, kind: str, message: str, status: str = "error") -> codec.Frame:
+def _failure(request: _Request, kind: str, message: str, status: str = "error") -> Frame:
     text = message[:4000].encode(errors="replace").decode()
-    meta = {"id": request.id, "status": status, "type": kind, "message": text}
-    return codec.encode(None, REPLY, meta)
+    meta = {"status": status, "type": kind, "message": text}
+    return encode_stamped(REPLY, meta, struct.pack(f"<{REPLY_STAMP}", request.id), None)

@@ -7,22 +7,30 @@ of the two machines do not matter: each knows its own offset to the broker.
 A request of at-most-once kind carries the identity of the server that it was first meant for.
 That server remembers its last reply per caller and answers a repetition from it; any other
 server refuses one, because it cannot know what was executed.
+
+A call in a control loop is the same again and again but for its number, its deadline and what
+its arrays and numbers hold. So frames are stamped (:mod:`agentlace.codec.stamped`), the commands
+around them are packed once, and an answer that looks as expected is taken without parsing it.
+Whatever else comes is parsed reply by reply.
 """
 
 from __future__ import annotations
 
 import itertools
+import random
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
-from agentlace import codec
+from agentlace.codec import Frame, StampedDecoder, StampedEncoder
+from agentlace.codec.unstamped import Stamped
 from agentlace.errors import (
     AgentlaceError,
     BrokerUnreachable,
+    DecodeError,
     RemoteError,
     RequestTimeout,
     UnknownRequest,
@@ -32,8 +40,16 @@ from agentlace.transport.channel import LEAST_S
 from agentlace.transport.connection import MARGIN_S, Broker
 from agentlace.transport.keys import ServiceKeys
 from agentlace.transport.link import STEP_S, in_steps
-from agentlace.transport.request_server import REPLY, REQUEST, Handler, RequestServer
-from agentlace.transport.resp import Command, Reply
+from agentlace.transport.request_server import (
+    REPLY,
+    REPLY_STAMP,
+    REQUEST,
+    REQUEST_STAMP,
+    Handler,
+    RequestServer,
+    keep,
+)
+from agentlace.transport.resp import Envelope
 
 __all__ = ["Handler", "RequestClient", "RequestServer", "Ticket"]
 
@@ -41,7 +57,14 @@ NO_SERVER = ""
 """What a repetition says if no server was known when its request was first sent."""
 
 
-@dataclass
+ENCODERS = 64
+"""So many kinds of request are remembered by their structure."""
+TURNS = 64
+LONG_S = 4.0
+"""From this patience on, more of it makes no difference to a single wait."""
+
+
+@dataclass(slots=True)
 class Ticket:
     """The identity of one request, kept by a caller that may repeat it.
 
@@ -50,9 +73,16 @@ class Ticket:
         sent: whether it may have reached a server, or may still do so.
     """
 
-    id: str
+    id: int
     server: str | None
     sent: bool = False
+
+
+class _Turn(NamedTuple):
+    """How a request is sent: what encloses it, and how long the broker may be silent."""
+
+    envelope: Envelope
+    timeout_s: float
 
 
 class RequestClient:
@@ -70,16 +100,19 @@ class RequestClient:
         self._broker = broker
         self._keys = keys
         self._server = server
-        self._reply_key = keys.reply(uuid.uuid4().hex)
+        self._caller = uuid.uuid4().bytes
+        self._reply_key = keys.reply(self._caller.hex())
         self._channel = broker.channel()
         self._lock = threading.Lock()
         self._closed = threading.Event()
-        self._id = uuid.uuid4().hex
-        self._numbers = itertools.count()
+        self._numbers = itertools.count(random.getrandbits(62))
+        self._encoders: dict[tuple[str, str, str | None], StampedEncoder] = {}
+        self._decoder = StampedDecoder(REPLY, REPLY_STAMP, _checked)
+        self._turns: dict[int, _Turn] = {}
 
     def ticket(self) -> Ticket:
         """Return a new request's identity."""
-        return Ticket(f"{self._id}-{next(self._numbers)}", self._server())
+        return Ticket(next(self._numbers), self._server())
 
     def call(
         self, what: str, name: str, payload: Any, timeout_s: float, ticket: Ticket | None = None
@@ -107,28 +140,32 @@ class RequestClient:
         """
         end = time.monotonic() + timeout_s
         ticket = ticket or self.ticket()
-        if not self._lock.acquire(timeout=max(timeout_s, 0.0)):
+        lock = self._lock
+        if not lock.acquire(False) and not lock.acquire(timeout=max(timeout_s, 0.0)):
             raise RequestTimeout(f"{what} {name!r}", timeout_s, None if ticket.sent else False)
         try:
             reply, started = self._persist(what, name, payload, ticket, end)
         finally:
-            self._lock.release()
+            lock.release()
         if reply is None:
             raise RequestTimeout(f"{what} {name!r}", timeout_s, started)
-        return _opened(reply)
+        meta, _, tree = reply
+        return tree if meta["status"] == "ok" else _raise(meta)
 
     def _persist(
         self, what: str, name: str, payload: Any, ticket: Ticket, end: float
-    ) -> tuple[codec.Message | None, bool | None]:
+    ) -> tuple[Stamped | None, bool | None]:
         """Return the reply, over as many connections as it takes; or None, and what is known."""
-        backoff = Backoff()
+        backoff = None
         while True:
             earlier = ticket.sent
-            self._channel.be_back_within(end - time.monotonic())
+            if not self._channel.is_connected:
+                self._channel.be_back_within(end - time.monotonic())
             try:
                 frame = self._encode(what, name, payload, ticket, end)
                 reply = self._ask(frame, ticket, end)
             except BrokerUnreachable:
+                backoff = backoff or Backoff()
                 pause = backoff.next_s()
                 if time.monotonic() + pause >= end:
                     raise
@@ -136,52 +173,66 @@ class RequestClient:
                 continue
             return reply, None if reply else self._withdraw(frame, ticket, earlier)
 
-    def _encode(
-        self, what: str, name: str, payload: Any, ticket: Ticket, end: float
-    ) -> codec.Frame:
-        left_ms = 1000 * (end - time.monotonic())
-        meta = {
-            "id": ticket.id,
-            "what": what,
-            "name": name,
-            "reply": self._reply_key,
-            "deadline": self._broker.now_ms() + left_ms,
-            "repeats": (ticket.server or NO_SERVER) if ticket.sent else None,
-        }
-        return codec.encode(payload, REQUEST, meta)
+    def _encode(self, what: str, name: str, payload: Any, ticket: Ticket, end: float) -> Frame:
+        repeats = (ticket.server or NO_SERVER) if ticket.sent else None
+        encoder = self._encoders.get((what, name, repeats))
+        if encoder is None:
+            meta = {"what": what, "name": name, "repeats": repeats}
+            encoder = StampedEncoder(REQUEST, meta, REQUEST_STAMP)
+            keep(self._encoders, (what, name, repeats), encoder, ENCODERS)
+        return encoder.encode((ticket.id, self._broker.at_ms(end), self._caller), payload)
 
-    def _ask(self, frame: codec.Frame, ticket: Ticket, end: float) -> codec.Message | None:
+    def _ask(self, frame: Frame, ticket: Ticket, end: float) -> Stamped | None:
         """Push the request once, then wait for its reply; None when the time is over."""
-        push: list[Command] = [("RPUSH", self._keys.requests, frame)]
-        self._channel.connect()
+        if not self._channel.is_connected:
+            self._channel.connect()
         ticket.sent = True
+        data = self._push(frame, end - time.monotonic())
         while True:
-            left = end - time.monotonic()
-            if left <= 0 and not push:
+            if data is not None:
+                reply = self._decoder.decode(data)
+                if reply[1][0] == ticket.id:  # else it answers one that has timed out
+                    return reply
+            left_s = end - time.monotonic()
+            if left_s <= 0:
                 return None
-            popped = self._pop(push, left)
-            push = []
-            if popped is not None:
-                message = codec.decode(popped[1], REPLY)
-                if message.meta["id"] == ticket.id:  # else it answers one that has timed out
-                    return message
+            data = self._pop(left_s)
 
-    def _pop(self, push: list[Command], left_s: float) -> Reply:
-        """Send a command, if there is one, and wait for a reply; None after a slice."""
+    def _push(self, frame: Frame, left_s: float) -> Any:
+        """Send a request and wait for a reply's bytes; None after a slice."""
         channel = self._channel
-        slice_s = min(max(left_s, 0.001), channel.slice_s)
-        timeout_s = _patience(slice_s, left_s)
-        pop = ("BLPOP", self._reply_key, f"{slice_s:.3f}")
+        envelope, timeout_s = self._turn(left_s)
         try:
-            channel.send([*push, pop], timeout_s)
-            for _ in push:
-                channel.checked([channel.receive(timeout_s)])
-            return channel.checked([channel.receive(timeout_s)])[0]
+            data = channel.trade(envelope, frame, timeout_s)
+            if data is not None:
+                return data
+            channel.checked([channel.receive(timeout_s)])
+            return _second(channel.checked([channel.receive(timeout_s)])[0])
         except AgentlaceError:
             channel.disconnect()  # nobody waits any more for what was sent behind a refusal
             raise
 
-    def _withdraw(self, frame: codec.Frame, ticket: Ticket, earlier: bool) -> bool | None:
+    def _turn(self, left_s: float) -> _Turn:
+        left_ms = int(1000 * min(max(left_s, 0.0), LONG_S)) + 1
+        turn = self._turns.get(left_ms)
+        if turn is None:
+            slice_s = min(left_ms / 1000, self._channel.slice_s)
+            envelope = Envelope(("RPUSH", self._keys.requests), (), self._reply_key, slice_s)
+            turn = _Turn(envelope, _patience(slice_s, left_ms / 1000))
+            keep(self._turns, left_ms, turn, TURNS)
+        return turn
+
+    def _pop(self, left_s: float) -> Any:
+        """Wait for another reply's bytes; None after a slice."""
+        slice_s = min(max(left_s, 0.001), self._channel.slice_s)
+        pop = ("BLPOP", self._reply_key, f"{slice_s:.3f}")
+        try:
+            return _second(self._channel.call(*pop, timeout_s=_patience(slice_s, left_s)))
+        except AgentlaceError:
+            self._channel.disconnect()
+            raise
+
+    def _withdraw(self, frame: Frame, ticket: Ticket, earlier: bool) -> bool | None:
         """Take an unanswered request back; False if no server had taken it, None if unknown.
 
         If it may have been sent ``earlier`` as well, there may be another copy of it.
@@ -211,10 +262,17 @@ def _patience(slice_s: float, left_s: float) -> float:
     return min(in_steps(slice_s) + MARGIN_S, in_steps(max(left_s, LEAST_S)) + STEP_S)
 
 
-def _opened(message: codec.Message) -> Any:
-    meta = message.meta
-    if meta["status"] == "ok":
-        return message.tree
+def _second(popped: Any) -> Any:
+    return None if popped is None else popped[1]
+
+
+def _checked(meta: Mapping[str, Any]) -> Mapping[str, Any]:
+    if type(meta.get("status")) is not str:
+        raise DecodeError("a reply without a status")
+    return meta
+
+
+def _raise(meta: Mapping[str, Any]) -> NoReturn:
     if meta["status"] == "unknown":
-        raise UnknownRequest(meta["message"])
-    raise RemoteError(meta["type"], meta["message"])
+        raise UnknownRequest(str(meta.get("message")))
+    raise RemoteError(str(meta.get("type")), str(meta.get("message")))

@@ -12,15 +12,12 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
-import threading
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
-
 from agentlace.codec import MAX_FRAME_BYTES, Frame
+from agentlace.transport import pool
 
 Argument = str | bytes | int | Frame
 Command = Sequence[Argument]
@@ -30,13 +27,12 @@ Reply = Any
 
 READ_BYTES = 64 << 10
 """Size of the buffer for small replies; larger bulk strings get memory of their own."""
+GLANCE_BYTES = 256
+"""So much is received to learn the size of a reply that is likely to be large."""
 JOIN_BYTES = 16 << 10
 """Buffers up to this size are joined before they are written: fewer and larger segments."""
 PIECE_BYTES = 256 << 10
 """So much is written to a TLS socket at a time."""
-POOL_LEAST_BYTES = 128 << 10
-POOL_MAX_BYTES = 64 << 20
-"""Replies of these sizes come into memory that is kept; not more than this of it, in all."""
 MAX_ITEMS = 10_000_000
 MAX_DEPTH = 16
 _BULK, _INTEGER, _ARRAY, _STATUS, _ERROR = b"$:*+-"
@@ -72,6 +68,46 @@ def pack(commands: Iterable[Command]) -> list[Buffer]:
                 small.append(b"$%d\r\n%b\r\n" % (len(raw), raw))
     out.append(b"".join(small))
     return out
+
+
+class Envelope:
+    """Commands around a frame, packed once for all frames. The last one pops from a list.
+
+    Args:
+        before: the command whose last argument is the frame, without it.
+        between: commands that follow; they answer with integers, as ``before`` does.
+        key: of the list.
+        slice_s: how long the pop waits, in seconds.
+
+    Attributes:
+        head: how the pop's answer begins, up to its value's ``$``, if it popped anything.
+        replies: so many replies come.
+        least_bytes: they have no fewer bytes than this.
+    """
+
+    def __init__(
+        self, before: Sequence[str], between: Sequence[Command], key: str, slice_s: float
+    ) -> None:
+        self._before = before
+        self._after = [*between, ("BLPOP", key, f"{slice_s:g}")]
+        self._head = b"*%d\r\n" % (len(before) + 1) + b"".join(map(_packed_text, before))
+        self._tail = b"".join((b"\r\n", *pack(self._after)))
+        self.head = b"*2\r\n%b$" % _packed_text(key)
+        self.replies = 1 + len(self._after)
+        self.least_bytes = len(b":1\r\n") * len(self._after) + len(b"*-1\r\n")
+
+    def commands(self, frame: Frame) -> list[Command]:
+        """Return the commands, the frame in its place."""
+        return [(*self._before, frame), *self._after]
+
+    def packed(self, frame: Frame) -> list[Buffer]:
+        """Return the buffers that, written one after the other, send the commands."""
+        parts, nbytes = frame
+        size = b"$%d\r\n" % nbytes
+        if nbytes <= JOIN_BYTES:
+            return [b"".join((self._head, size, *parts, self._tail))]
+        first, *parts = parts
+        return [b"".join((self._head, size, first)), *parts, self._tail]
 
 
 @lru_cache(maxsize=1024)
@@ -121,51 +157,6 @@ def _write_gathered(sock: socket.socket, buffers: list[Buffer]) -> None:
             views[first] = views[first][sent:]
 
 
-def _references(items: list[Any], number: int) -> int:
-    return sys.getrefcount(items[number])
-
-
-_UNUSED = _references([object()], 0)
-"""References to something that only a list has."""
-_CAN_COUNT = getattr(sys, "_is_gil_enabled", lambda: True)()
-
-
-class _Pool:
-    """Memory of large replies that nothing refers to any more, to be used again.
-
-    Memory that the system gives anew costs a page fault for every 4 KiB of it, which takes about
-    as long as copying them. Whether an array still refers to it is told by its references.
-    """
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        """Keep nothing; in a child process, where another thread may have held the lock."""
-        self._lock = threading.Lock()
-        self._kept: list[np.ndarray[Any, Any]] = []
-
-    def memory(self, size: int) -> np.ndarray[Any, Any]:
-        """Return writable memory of so many bytes that nothing else refers to."""
-        if not (_CAN_COUNT and POOL_LEAST_BYTES <= size <= POOL_MAX_BYTES):
-            return np.empty(size, np.uint8)
-        with self._lock:
-            for number in range(len(self._kept)):
-                fits = size <= self._kept[number].size <= 2 * size
-                if fits and _references(self._kept, number) == _UNUSED:
-                    self._kept.append(self._kept.pop(number))
-                    return self._kept[-1][:size]
-            self._kept.append(np.empty(size, np.uint8))
-            while sum(kept.size for kept in self._kept) > POOL_MAX_BYTES:
-                self._kept.pop(0)
-            return self._kept[-1][:]
-
-
-_pool = _Pool()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.reset)
-
-
 class ReplyReader:
     """Reads replies from a socket. Not thread-safe; broken after any exception."""
 
@@ -175,6 +166,8 @@ class ReplyReader:
         self._view = memoryview(self._buffer)
         self._start = 0
         self._end = 0
+        self._is_plain = type(sock) is socket.socket and hasattr(sock, "recvmsg_into")
+        self._expects_large = False
 
     @property
     def has_data(self) -> bool:
@@ -227,9 +220,20 @@ class ReplyReader:
             data = bytes(self._view[self._start : self._start + size])
             self._start += size + 2
             return data
-        memory = _pool.memory(size).data
-        filled = min(size, self._end - self._start)
+        return self._filled(pool.memory(size).data)
+
+    def _filled(self, memory: memoryview) -> memoryview:
+        """Receive a bulk string into its own memory, and its end."""
+        size, came = len(memory), self._end - self._start
+        filled = min(size, came)
         memory[:filled] = self._view[self._start : self._start + filled]
+        if self._is_plain:  # nothing but what must come: in one system call, if all goes well
+            missing = size + 2 - came
+            while missing > 0:
+                rest: list[Any] = [memory[size + 2 - missing :], bytearray(min(2, missing))]
+                missing -= self._received(self._sock.recvmsg_into(rest, 0, socket.MSG_WAITALL)[0])
+            self._start = min(self._end, self._start + size + 2)
+            return memory
         self._start += filled
         while filled < size:
             filled += self._received(self._sock.recv_into(memory[filled:]))
@@ -238,11 +242,59 @@ class ReplyReader:
         self._start += 2
         return memory
 
+    def popped(self, before: int, head: bytes) -> Buffer | int | None:
+        """Return the bulk string that follows so many integers and a known beginning.
+
+        It receives once, if nothing has come yet.
+
+        Args:
+            before: so many integers come before.
+            head: what follows them, up to and including the bulk string's ``$``.
+
+        Returns:
+            It, in writable memory of its own. If not all of it has come yet, its size: it is then
+            to be read with :meth:`bulk`. None if anything else has come, or not so much yet; then
+            nothing was read.
+
+        Raises:
+            OSError, ProtocolError: as :meth:`read`.
+        """
+        if self._start == self._end:
+            self._receive(GLANCE_BYTES if self._expects_large else READ_BYTES)
+        at, end, buffer = self._start, self._end, self._buffer
+        for _ in range(before):
+            if at == end or buffer[at] != _INTEGER:
+                return None
+            at = buffer.find(b"\r\n", at, end) + 2
+            if at == 1:
+                return None
+        stop = buffer.find(b"\r\n", at + len(head), end)
+        if stop < 0 or not buffer.startswith(head, at):
+            return None
+        size = _number(buffer[at + len(head) : stop], MAX_FRAME_BYTES)
+        if size < 0:
+            return None
+        start = stop + 2
+        self._expects_large = size > READ_BYTES // 2
+        if size + 2 > end - start:
+            self._start = start
+            return size
+        self._start = start + size + 2
+        return buffer[start : start + size]
+
+    def bulk(self, size: int) -> Buffer:
+        """Return a bulk string of this size in writable memory of its own.
+
+        On a plain socket no more is received than it takes.
+        """
+        is_large = size > READ_BYTES // 2
+        return self._filled(pool.memory(size).data if is_large else memoryview(bytearray(size)))
+
     def fill(self) -> None:
         """Receive what comes next, without looking at it; raises as :meth:`read`."""
         self._receive()
 
-    def _receive(self) -> None:
+    def _receive(self, at_most: int = READ_BYTES) -> None:
         """Receive more into the buffer, moving what is left in it to its beginning first."""
         if self._start == self._end:
             self._start = self._end = 0
@@ -252,7 +304,8 @@ class ReplyReader:
             left = self._end - self._start
             self._view[:left] = bytes(self._view[self._start : self._end])
             self._start, self._end = 0, left
-        self._end += self._received(self._sock.recv_into(self._view[self._end :]))
+        free = self._view[self._end : self._end + at_most]
+        self._end += self._received(self._sock.recv_into(free))
 
     @staticmethod
     def _received(count: int) -> int:

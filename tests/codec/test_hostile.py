@@ -28,7 +28,7 @@ from agentlace.errors import DecodeError, MissingExtra
 pytestmark = pytest.mark.timeout(60)
 
 PREFIX_BYTES = 20
-SCALAR, TUPLE, SET, FROZENSET, FROZENDICT, SPACE, BOXED = (
+SCALAR, TUPLE, SET, FROZENSET, FROZENDICT, SPACE, BOXED, NUMBER = (
     msgpack.ExtType(int(mark), b"") for mark in Mark
 )
 

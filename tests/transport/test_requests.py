@@ -5,6 +5,7 @@ import itertools
 import logging
 import os
 import signal
+import struct
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -227,16 +228,15 @@ def test_an_expired_request_is_dropped(broker, start, keys, handler, channel, ca
     assert "after its deadline" in caplog.text
 
 
-def push_request(broker, channel, keys, deadline_ms, **changes):
-    meta = {
-        "id": "1",
-        "what": "act",
-        "name": "key",
-        "reply": keys.reply("caller"),
-        "deadline": broker.now_ms() + deadline_ms,
-        "repeats": None,
-    }
-    channel.call("RPUSH", keys.requests, codec.encode(None, "request", meta | changes))
+GOOD_META = {"what": "act", "name": "key", "repeats": None}
+CALLER = b"sixteen bytes id"
+
+
+def push_request(broker, channel, keys, deadline_ms, stamp=None, **changes):
+    meta = GOOD_META | changes
+    if stamp is None:
+        stamp = struct.pack("<Qd16s", 1, broker.now_ms() + deadline_ms, CALLER)
+    channel.call("RPUSH", keys.requests, codec.encode_stamped("request", meta, stamp, None))
 
 
 def test_one_that_had_begun_is_reported(server, client, handler, caplog):
@@ -269,12 +269,18 @@ def test_no_time_at_all(server, client, timeout_s):
     assert client.call("act", "key", 2, LONG_S) == 2
 
 
+def time_out(client, handler, what, payload, ticket):
+    """Call a handler that is held, until it has begun with it."""
+    while not handler.calls:
+        with pytest.raises(RequestTimeout):
+            client.call(what, "key", payload, 0.1, ticket)
+
+
 @pytest.mark.parametrize("what", ["act", "request"])
 def test_a_repeated_ticket_is_answered_from_memory(server, client, handler, what):
     ticket = client.ticket()
     with handler.held():
-        with pytest.raises(RequestTimeout):
-            client.call(what, "key", "first", 0.1, ticket)
+        time_out(client, handler, what, "first", ticket)
     assert client.call(what, "key", "again", LONG_S, ticket) == "first"
     assert client.call(what, "key", "again", LONG_S, ticket) == "first"
     assert len(handler.calls) == 1
@@ -329,8 +335,7 @@ def test_a_ticket_whose_request_was_withdrawn_is_as_good_as_new(client, start, h
 def test_a_restarted_server_refuses_a_repetition(server, client, start, handler, channel):
     ticket = client.ticket()
     with handler.held():
-        with pytest.raises(RequestTimeout):
-            client.call("act", "key", 1, 0.1, ticket)
+        time_out(client, handler, "act", 1, ticket)
     server.stop()
     channel.call("DEL", client._reply_key)  # it was killed before it could answer
     start(handler, token="another")
@@ -344,13 +349,13 @@ def test_a_restarted_server_refuses_a_repetition(server, client, start, handler,
 def test_a_repetition_of_one_sent_to_nobody_known_is_refused(client, start, handler):
     start(handler, token="some server")
     with pytest.raises(RemoteError, match="ServerRestarted"):
-        client.call("act", "key", 1, LONG_S, Ticket("1", None, sent=True))
+        client.call("act", "key", 1, LONG_S, Ticket(1, None, sent=True))
     assert not handler.calls
 
 
 def test_pure_calls_may_be_repeated(client, start, handler):
     start(handler, token="another")
-    assert client.call("obs", "key", 1, LONG_S, Ticket("1", "token", sent=True)) == 1
+    assert client.call("obs", "key", 1, LONG_S, Ticket(1, "token", sent=True)) == 1
 
 
 def test_only_the_last_callers_are_remembered(server, broker, keys, monkeypatch):
@@ -527,22 +532,23 @@ def test_several_servers_share_the_work(start, broker, keys):
 
 def test_garbage_is_ignored(start, client, broker, keys, channel, handler, caplog):
     channel.call("RPUSH", keys.requests, b"", b"garbage", codec.encode([1, 2], "reply"))
-    channel.call("RPUSH", keys.requests, codec.encode(None, "request"))
+    for tree in (None, [], [1, 2], [np.zeros(32)], [np.zeros(32, np.uint8)], [np.zeros(32), None]):
+        channel.call("RPUSH", keys.requests, codec.encode(tree, "request", GOOD_META))
+    channel.call("RPUSH", keys.requests, codec.encode_stamped("request", {}, bytes(32), None))
     for changes in (
         {"what": ["act"]},
         {"name": None},
-        {"id": 7},
-        {"deadline": "soon"},
         {"repeats": 1},
-        {"reply": keys.weights},
-        {"reply": None},
+        {"stamp": b""},
+        {"stamp": bytes(31)},
+        {"stamp": bytes([0, 0, 0, 0, 0, 0, 0xF8, 0x7F]) * 4},  # its deadline is no number
     ):
         push_request(broker, channel, keys, 1000 * LONG_S, **changes)
-    start(handler)
+    server = start(handler)
     assert client.call("act", "key", 1, LONG_S) == 1
     assert len(handler.calls) == 1
-    assert caplog.text.count("dropped a request that it cannot read") == 11
-    assert channel.call("EXISTS", keys.weights) == 0
+    assert caplog.text.count("dropped a request that it cannot read") == 15
+    assert server.expired == 1
 
 
 def test_a_key_of_another_type(start, client, channel, keys, handler, caplog):

@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 from transport_support import channel_to
 
 from agentlace.codec import Frame, decode, encode
-from agentlace.transport import resp as resp_module
+from agentlace.transport import pool as pool_module
 from agentlace.transport.resp import (
     MAX_ITEMS,
-    POOL_MAX_BYTES,
     READ_BYTES,
     ErrorReply,
     ProtocolError,
@@ -136,15 +135,20 @@ def test_memory_is_used_again_only_when_nothing_refers_to_it():
             held.pop(n, None)
         assert all((view == n % 251).all() for n, view in held.items())
     assert reused > 50
-    assert resp_module._CAN_COUNT
+    assert pool_module._CAN_COUNT
 
 
 def test_memory_that_is_kept_is_bounded():
-    pool = resp_module._Pool()
-    for size in (POOL_MAX_BYTES // 3, POOL_MAX_BYTES // 2, POOL_MAX_BYTES // 2, POOL_MAX_BYTES):
+    pool = pool_module.Pool()
+    for size in (
+        pool_module.MAX_BYTES // 3,
+        pool_module.MAX_BYTES // 2,
+        pool_module.MAX_BYTES // 2,
+        pool_module.MAX_BYTES,
+    ):
         assert pool.memory(size).nbytes == size
-        assert sum(kept.size for kept in pool._kept) <= POOL_MAX_BYTES
-    assert pool.memory(POOL_MAX_BYTES + 1).base is None
+        assert sum(kept.size for kept in pool._kept) <= pool_module.MAX_BYTES
+    assert pool.memory(pool_module.MAX_BYTES + 1).base is None
     assert pool.memory(100).base is None
 
 
