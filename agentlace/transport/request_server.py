@@ -75,20 +75,6 @@ class _Call(NamedTuple):
         return f"{self.what} {self.name!r}"
 
 
-class _Request(NamedTuple):
-    """A request as it arrived."""
-
-    call: _Call
-    id: int
-    deadline_ms: float
-    caller: bytes
-    payload: Any
-
-    def __str__(self) -> str:
-        """Return how it is called in messages."""
-        return str(self.call)
-
-
 _Answer = tuple[Envelope, Frame]
 
 
@@ -184,22 +170,21 @@ class RequestServer:
         except AgentlaceError as error:
             log.error("%s dropped a request that it cannot read: %s", self._keys.name, error)
             return None
-        request = _Request(call, number, deadline_ms, caller, payload)
         replies = self._remembered.get(caller)
         if replies and number in replies:
             return self._envelope(caller), replies[number]
         overdue_ms = self._broker.now_ms() - deadline_ms
         if not overdue_ms <= 0:  # nor if it is no number
             self.expired += 1
-            log.warning("%s was dropped %.0f ms after its deadline", request, overdue_ms)
+            log.warning("%s was dropped %.0f ms after its deadline", call, overdue_ms)
             return None
-        reply = self._execute(request)
+        reply = self._execute(call, number, payload)
         self.answered += 1
         late_ms = self._broker.now_ms() - deadline_ms
         if late_ms > 0:
-            log.warning("%s was finished %.0f ms after its deadline", request, late_ms)
+            log.warning("%s was finished %.0f ms after its deadline", call, late_ms)
         if call.what in AT_MOST_ONCE:
-            self._remember(request, reply)
+            self._remember(caller, number, reply)
         return self._envelope(caller), reply
 
     def _envelope(self, caller: bytes) -> Envelope:
@@ -213,32 +198,31 @@ class RequestServer:
             keep(self._envelopes, caller, envelope, CALLERS)
         return envelope
 
-    def _execute(self, request: _Request) -> Frame:
-        call = request.call
+    def _execute(self, call: _Call, number: int, payload: Any) -> Frame:
         if call.repeats is not None and call.what in AT_MOST_ONCE and call.repeats != self._token:
             text = "it may have been executed by the server before this one; it was not repeated"
-            return _failure(request, "ServerRestarted", text)
+            return _failure(number, "ServerRestarted", text)
         try:
-            result = self._handler(call.what, call.name, request.payload)
-            return call.replies.encode((request.id,), result)
+            result = self._handler(call.what, call.name, payload)
+            return call.replies.encode((number,), result)
         except UnknownRequest as error:
-            return _failure(request, "UnknownRequest", str(error), "unknown")
+            return _failure(number, "UnknownRequest", str(error), "unknown")
         except EncodeError as error:
-            log.error("the reply to %s may not travel: %s", request, error)
-            return _failure(request, "EncodeError", f"its reply may not travel: {error}")
+            log.error("the reply to %s may not travel: %s", call, error)
+            return _failure(number, "EncodeError", f"its reply may not travel: {error}")
         except (Exception, SystemExit) as error:
             # An exit in a thread of its own would only leave a server that looks alive.
             if isinstance(error, SystemExit) and self._thread is None:
                 raise
-            log.error("the handler of %s raised:\n%s", request, traceback.format_exc())
-            return _failure(request, type(error).__name__, str(error))
+            log.error("the handler of %s raised:\n%s", call, traceback.format_exc())
+            return _failure(number, type(error).__name__, str(error))
 
-    def _remember(self, request: _Request, reply: Frame) -> None:
+    def _remember(self, caller: bytes, number: int, reply: Frame) -> None:
         # The handler may change its arrays afterwards, so the reply is kept in bytes of its own.
         is_own = len(reply.parts) == 1 and type(reply.parts[0]) is bytes
-        replies = self._remembered.setdefault(request.caller, OrderedDict())
-        replies[request.id] = reply if is_own else Frame([bytes(reply)], reply.nbytes)
-        self._remembered.move_to_end(request.caller)
+        replies = self._remembered.setdefault(caller, OrderedDict())
+        replies[number] = reply if is_own else Frame([bytes(reply)], reply.nbytes)
+        self._remembered.move_to_end(caller)
         if len(replies) > REMEMBERED_REPLIES:
             replies.popitem(last=False)
         if len(self._remembered) > REMEMBERED_CALLERS:
@@ -258,7 +242,7 @@ class RequestServer:
         self._channel.close()
 
 
-def _failure(request: _Request, kind: str, message: str, status: str = "error") -> Frame:
+def _failure(number: int, kind: str, message: str, status: str = "error") -> Frame:
     text = message[:4000].encode(errors="replace").decode()
     meta = {"status": status, "type": kind, "message": text}
-    return encode_stamped(REPLY, meta, struct.pack(f"<{REPLY_STAMP}", request.id), None)
+    return encode_stamped(REPLY, meta, struct.pack(f"<{REPLY_STAMP}", number), None)
