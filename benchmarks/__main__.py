@@ -65,6 +65,9 @@ def _report(folder, docs):
 def _run(row, options):
     """Run one row; returns whether we ourselves took part in it to the end."""
     print(f"==> {row.name}: {row.title}", flush=True)
+    if why := row.missing():
+        print(f"skipped: {why}", flush=True)
+        return True
     result = {**run_row(row, options.quick, options.install), "machine": machine.describe()}
     path = options.results / f"{row.name}.json"
     path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")

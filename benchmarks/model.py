@@ -83,6 +83,7 @@ class Row:
         bound_s: the row's wall-clock bound.
         x_name: of a curve's axis; empty if the row is no curve.
         notes: what a reader must know to read the numbers.
+        missing: returns why the row cannot be measured on this machine; None if it can.
     """
 
     name: str
@@ -93,3 +94,4 @@ class Row:
     bound_s: float = 240.0
     x_name: str = ""
     notes: tuple[str, ...] = ()
+    missing: Callable[[], str | None] = lambda: None

@@ -1,5 +1,6 @@
 """The benchmarks run and write what the report reads. No timing is asserted."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import learning
+from benchmarks.__main__ import main
+from benchmarks.rows import ALL
 
 ROOT = Path(__file__).resolve().parents[1]
 ROW = "obs_64k"
@@ -48,6 +51,14 @@ def test_a_result_has_every_contestant_or_why_it_is_absent(result):
         assert len(numbers["rounds"]) == 2
         assert 0 < numbers["iqr"][0] <= numbers["median"] <= numbers["iqr"][1]
         assert numbers["p99"] >= numbers["median"]
+
+
+def test_a_row_that_cannot_be_measured_here_says_why(tmp_path, capsys, monkeypatch):
+    row = dataclasses.replace(ALL["prefetch_images"], missing=lambda: "it needs a GPU")
+    monkeypatch.setitem(ALL, row.name, row)
+    assert main(["--only", row.name, "--results", str(tmp_path)]) == 0
+    assert "skipped: it needs a GPU" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_goal_has_a_ratio_and_a_verdict_unless_nobody_is_there(result):

@@ -10,7 +10,7 @@ POOL = 200
 CHUNK = 1000
 
 
-def _filled(kind, rows):
+def filled(kind, rows):
     """Return a full buffer. The rows repeat: gathering does not depend on what is gathered."""
     few = payloads.ROWS[kind](POOL)
     stacked = map_leaves(lambda *column: np.stack(column), *few)
@@ -22,7 +22,7 @@ def _filled(kind, rows):
 
 
 def buffer(kind, rows):
-    store = _filled(kind, rows)
+    store = filled(kind, rows)
     rng = np.random.default_rng(1)
 
     def sample(batch, n):
