@@ -44,6 +44,7 @@ PROTOCOL_VERSION = 1
 ALIGNMENT = 64
 MAX_HEADER_BYTES = 64 << 20
 WHOLE_CRC_BYTES = 16 << 10
+MERGE_BYTES = 4 << 10
 
 _PREFIX = struct.Struct("<2sBBIIQ")
 _START = struct.Struct("<2sBBI")
@@ -139,7 +140,22 @@ def assemble(header: bytes, buffers: list[list[Buffer]]) -> Frame:
         body = b"".join([lengths, *parts[1:]])
         return Frame([prefix_of(body, True) + body], nbytes)
     parts[0] = prefix_of(lengths + header, False) + lengths
-    return Frame(parts, nbytes)
+    return Frame(_merged(parts), nbytes)
+
+
+def _merged(parts: list[Buffer]) -> list[Buffer]:
+    """Join the small parts between large ones: each part costs its writer as much as a few KiB."""
+    merged: list[Buffer] = []
+    small: list[Buffer] = []
+    for part in parts:
+        if len(part) < MERGE_BYTES:
+            small.append(part)
+            continue
+        if small:
+            merged.append(b"".join(small))
+            small = []
+        merged.append(part)
+    return [*merged, b"".join(small)] if small else merged
 
 
 def prefix_of(checked: bytes, whole: bool) -> bytes:

@@ -3,7 +3,8 @@
 An actor sends rows of the same keys, dtypes and shapes for as long as it lives. The encoder
 remembers that structure, so that a row costs a look at each leaf and a copy of its bytes; the
 decoder remembers the headers that it has decoded, and takes the arrays from where those said.
-Whatever differs, and whatever has large leaves, goes the long way (:mod:`agentlace.codec.chunk`).
+Whatever differs goes the long way (:mod:`agentlace.codec.chunk`), and so do several rows with
+large leaves, and one row two of whose large leaves are the same: there frames are shared.
 """
 
 from __future__ import annotations
@@ -17,8 +18,16 @@ import numpy as np
 
 from agentlace.codec.chunk import KIND, Chunk, decode_chunk, encode_chunk
 from agentlace.codec.frame import Frame, assemble, checked_header
-from agentlace.codec.shared import SHARE_BYTES, joined
-from agentlace.codec.tree import MAX_NDIM, REFUSALS, Buffer, Column, TreeEncoder, unpack
+from agentlace.codec.shared import SHARE_BYTES, Array, joined
+from agentlace.codec.tree import (
+    MAX_NDIM,
+    REFUSALS,
+    Buffer,
+    Column,
+    TreeEncoder,
+    raw_bytes,
+    unpack,
+)
 from agentlace.errors import EncodeError
 
 HEADERS = 64
@@ -40,6 +49,7 @@ class _Leaf(NamedTuple):
     code: str
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
+    is_wide: bool = False
 
 
 Structure = Any
@@ -55,6 +65,7 @@ class ChunkEncoder:
 
     def __init__(self) -> None:
         self._structure: Structure = None
+        self._is_wide = False
         self._misses = 0
         self._meta = b""
         self._headers: dict[int, bytes] = {}
@@ -65,16 +76,21 @@ class ChunkEncoder:
         Raises:
             EncodeError: a value that may not travel; the path starts inside the transition.
         """
-        if self._structure is not None and rows:
+        if self._structure is not None and (len(rows) == 1 or (rows and not self._is_wide)):
             buffers: list[list[Buffer]] = []
+            wide: list[Array] = []
             try:
-                _gather(self._structure, rows, buffers)
+                _gather(self._structure, rows, buffers, wide)
+                if not _are_apart(wide):
+                    return encode_chunk(rows, meta)
                 frame = assemble(self._header(len(rows), meta), buffers)
                 self._misses = 0
                 return frame
             except (_Other, KeyError, struct.error, EncodeError, *REFUSALS):
                 self._structure = None
         frame = encode_chunk(rows, meta)
+        if self._structure is not None:
+            return frame
         if self._misses < MISSES and rows:
             self._misses += 1
             self._learn(rows[0])
@@ -84,6 +100,7 @@ class ChunkEncoder:
         self._headers = {}
         try:
             self._structure = _structure_of(row)
+            self._is_wide = any(leaf.is_wide for leaf in _leaves(self._structure))
         except _Other:
             self._structure = None
 
@@ -119,9 +136,9 @@ def _structure_of(value: Any, depth: int = 0) -> Structure:
         return _Leaf(kind, _PYTHON_CODES[kind], _PYTHON_DTYPES[kind], ())
     if kind is not np.ndarray and not isinstance(value, np.generic):
         raise _Other
-    if value.dtype.kind not in "biufc" or value.nbytes >= SHARE_BYTES or value.ndim >= MAX_NDIM:
+    if value.dtype.kind not in "biufc" or value.ndim >= MAX_NDIM:
         raise _Other
-    return _Leaf(kind, "", value.dtype, value.shape)
+    return _Leaf(kind, "", value.dtype, value.shape, value.nbytes >= SHARE_BYTES)
 
 
 def _kind_of(leaf: _Leaf) -> str:
@@ -145,27 +162,34 @@ def _mapped(structure: Structure, function: Any) -> Any:
     return function(structure)
 
 
-def _gather(structure: Structure, values: list[Any], out: list[list[Buffer]]) -> None:
-    """Append each leaf's bytes; raises _Other, KeyError or struct.error if a value differs."""
+def _gather(
+    structure: Structure, values: list[Any], out: list[list[Buffer]], wide: list[Array]
+) -> None:
+    """Append each leaf's bytes, and the large arrays; raises if a value differs.
+
+    What it raises is _Other, KeyError or struct.error.
+    """
     if type(structure) is _Leaf:
         out.append([_bytes_of(structure, values)])
+        if structure.is_wide:
+            wide += values
     elif type(structure) is dict:
         size = len(structure)
         for value in values:
             if type(value) is not dict or len(value) != size:
                 raise _Other
         for key, item in structure.items():
-            _gather(item, [value[key] for value in values], out)
+            _gather(item, [value[key] for value in values], out, wide)
     else:
         size = len(structure)
         for value in values:
             if type(value) is not tuple or len(value) != size:
                 raise _Other
         for i, item in enumerate(structure):
-            _gather(item, [value[i] for value in values], out)
+            _gather(item, [value[i] for value in values], out, wide)
 
 
-def _bytes_of(leaf: _Leaf, values: list[Any]) -> bytes:
+def _bytes_of(leaf: _Leaf, values: list[Any]) -> Buffer:
     kind: Any = leaf.kind
     code, dtype, shape = leaf.code, leaf.dtype, leaf.shape
     if kind is not np.ndarray:
@@ -175,7 +199,14 @@ def _bytes_of(leaf: _Leaf, values: list[Any]) -> bytes:
     for value in values:
         if type(value) is not kind or value.dtype != dtype or value.shape != shape:
             raise _Other
-    return joined(values)
+    return raw_bytes(values[0]) if leaf.is_wide else joined(values)
+
+
+def _are_apart(wide: list[Array]) -> bool:
+    """Tell whether no two arrays begin at the same memory; else it is to be stored once."""
+    if all(array.base is None for array in wide):
+        return len({*map(id, wide)}) == len(wide)
+    return len({array.ctypes.data for array in wide}) == len(wide)
 
 
 class _Known(NamedTuple):

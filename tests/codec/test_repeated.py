@@ -72,6 +72,45 @@ def test_the_short_way_is_taken(monkeypatch):
     assert_same(decoder.decode(data).rows(), [transition(1)])
 
 
+def frames(i):
+    large = np.full((200, 200), i % 251, np.uint8)
+    return {"observations": {"a": image(i), "b": image(i + 1)}, "next_observations": large}
+
+
+def test_single_rows_with_large_leaves_take_the_short_way(monkeypatch):
+    encoder, decoder = ChunkEncoder(), ChunkDecoder()
+    same_frames(encoder, [frames(0)], {})
+    same_frames(encoder, [frames(1), frames(2)], {})
+    monkeypatch.setattr(repeated_module, "encode_chunk", None)
+    row = frames(3)
+    frame = encoder.encode([row], {})
+    assert any(np.shares_memory(row["next_observations"], np.asarray(p)) for p in frame.parts)
+    assert_same(decoder.decode(bytes(frame)).rows(), [row])
+
+
+SAME = image(5)
+CAMERA = np.stack([image(6), image(7)])
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"observations": SAME, "next_observations": SAME},
+        {"observations": CAMERA[0], "next_observations": CAMERA[1]},
+        {"observations": CAMERA[0], "next_observations": CAMERA[0]},
+        {"observations": CAMERA[0], "next_observations": CAMERA[0, :20]},
+        {"observations": CAMERA[0], "next_observations": CAMERA[0].T},
+        {"observations": CAMERA[0].T, "next_observations": np.asfortranarray(SAME)},
+    ],
+)
+def test_a_single_row_whose_frames_are_the_same_stores_them_once(row):
+    encoder, decoder = ChunkEncoder(), ChunkDecoder()
+    apart = {key: value.copy() for key, value in row.items()}
+    for rows in ([apart], [row], [apart], [row, row]):
+        data = same_frames(encoder, rows, {})
+        assert_same(decoder.decode(data).rows(), rows)
+
+
 OTHERS = {
     "a missing key": lambda row: {k: v for k, v in row.items() if k != "steps"},
     "another key": lambda row: {**row, "more": 1},
