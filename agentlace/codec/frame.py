@@ -47,7 +47,7 @@ WHOLE_CRC_BYTES = 16 << 10
 MERGE_BYTES = 4 << 10
 
 _PREFIX = struct.Struct("<2sBBIIQ")
-_START = struct.Struct("<2sBBI")
+START = struct.Struct("<2sBBI")
 LENGTHS = struct.Struct("<IQ")
 PREFIX_BYTES = _PREFIX.size
 CRC_AT, CRC_END = 4, 8
@@ -160,7 +160,7 @@ def _merged(parts: list[Buffer]) -> list[Buffer]:
 
 def prefix_of(checked: bytes, whole: bool) -> bytes:
     """Return what stands before the lengths of a frame, by what its checksum covers."""
-    return _START.pack(b"AL", PROTOCOL_VERSION, whole, zlib.crc32(checked))
+    return START.pack(b"AL", PROTOCOL_VERSION, whole, zlib.crc32(checked))
 
 
 def decode(data: Buffer, kind: str | None = None) -> Message:

@@ -12,8 +12,9 @@ Whatever is of no structure that can be remembered goes the long way, as its own
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
+from zlib import crc32
 
 import msgpack
 import numpy as np
@@ -22,6 +23,8 @@ from agentlace.codec.dtypes import dtype_name
 from agentlace.codec.frame import (
     LENGTHS,
     PREFIX_BYTES,
+    PROTOCOL_VERSION,
+    START,
     WHOLE_CRC_BYTES,
     ZEROS,
     Frame,
@@ -54,10 +57,11 @@ MISSES = 16
 
 CODES = {bool: "?", int: "q", float: "d"}
 """How :mod:`struct` calls Python's own numbers; a numpy scalar's code is its dtype's name."""
+_NUMBER, _SCALAR, _ITEMS, _CONSTANT = "number", "scalar", "items", "constant"
 _UINT8 = np.dtype(np.uint8)
 
-Take = Callable[[Any, list[Any], list[Buffer]], None]
-"""Appends a value's numbers and its arrays' bytes; raises _Other if it is of another structure."""
+Plan = tuple[Any, ...]
+"""What a value is: its type, which kind of plan (or an array's dtype, a dict's items), more."""
 
 
 class _Other(Exception):
@@ -131,7 +135,7 @@ class _Structure:
 
     def __init__(self, kind: str, meta: Mapping[str, Any], stamp: str, tree: Any) -> None:
         learner, encoder = _Learner(stamp), TreeEncoder()
-        self._take, described = learner.learn(tree)
+        self._plan, described = learner.learn(tree)
         self._numbers = struct.Struct(learner.format)
         own = Column(_UINT8, (self._numbers.size,), [])
         header = _header(kind, meta, encoder, encoder.pack([own, described]))
@@ -155,13 +159,14 @@ class _Structure:
     def frame(self, stamp: tuple[Any, ...], tree: Any) -> Frame:
         """Return a tree's frame; raises _Other, struct.error or one of REFUSALS."""
         numbers, leaves = [*stamp], []  # type: ignore[var-annotated]
-        self._take(tree, numbers, leaves)
+        _take(self._plan, tree, numbers, leaves)
         parts = self._parts.copy()
         parts[1] = self._numbers.pack(*numbers)
-        parts[3::2] = leaves
+        if leaves:
+            parts[3::2] = leaves
         if self._is_whole:
             body = b"".join(parts)
-            return Frame([prefix_of(body, True) + body], self._nbytes)
+            return Frame([START.pack(b"AL", PROTOCOL_VERSION, 1, crc32(body)) + body], self._nbytes)
         return Frame([b"".join(parts[:3]), *parts[3:]], self._nbytes)
 
 
@@ -176,8 +181,8 @@ class _Learner:
         self.format = stamp
         self._found = 0
 
-    def learn(self, value: Any, depth: int = 0) -> tuple[Take, Any]:
-        """Return how to take values like this one, and what stands for it in the header."""
+    def learn(self, value: Any, depth: int = 0) -> tuple[Plan, Any]:
+        """Return what values like this one are, and what stands for it in the header."""
         kind = type(value)
         if depth > MAX_DEPTH:
             raise _Other
@@ -185,22 +190,26 @@ class _Learner:
             _check_plain(value.dtype)
             if not value.nbytes or value.ndim > MAX_NDIM:
                 raise _Other
-            return _array_taker(value), Column(value.dtype, value.shape, [])
+            copied = np.ndarray.tobytes if value.nbytes < REFER_BYTES else raw_bytes
+            plan = (np.ndarray, value.dtype, value.shape, copied)
+            return plan, Column(value.dtype, value.shape, [])
         if kind in CODES:
-            return _number_taker(kind), self._number(CODES[kind], CODES[kind])
+            return (kind, _NUMBER), self._number(CODES[kind], CODES[kind])
         if isinstance(value, np.generic):
             _check_plain(value.dtype)
             name = dtype_name(value.dtype)
-            return _scalar_taker(kind), self._number(name, f"{value.dtype.itemsize}s")
+            return (kind, _SCALAR), self._number(name, f"{value.dtype.itemsize}s")
         if kind is dict and all(type(key) is str for key in value):
             learnt = [self.learn(item, depth + 1) for item in value.values()]
-            taker = _dict_taker([(key, take) for key, (take, _) in zip(value, learnt, strict=True)])
-            return taker, {key: item for key, (_, item) in zip(value, learnt, strict=True)}
+            plans = [(key, plan) for key, (plan, _) in zip(value, learnt, strict=True)]
+            described = {key: item for key, (_, item) in zip(value, learnt, strict=True)}
+            return (dict, plans, len(plans)), described
         if kind is list or kind is tuple:
             learnt = [self.learn(item, depth + 1) for item in value]
-            return _items_taker(kind, [take for take, _ in learnt]), kind([i for _, i in learnt])
+            return (kind, _ITEMS, [p for p, _ in learnt]), kind([item for _, item in learnt])
         if value is None or kind is str or kind is bytes or (kind is set and _are_texts(value)):
-            return _constant_taker(value), value
+            constant = set(value) if kind is set else value  # the caller's may change
+            return (kind, _CONSTANT, constant), value
         raise _Other
 
     def _number(self, what: Any, code: str) -> Any:
@@ -220,70 +229,30 @@ def _are_texts(value: set[Any]) -> bool:
     return all(type(item) is str for item in value)
 
 
-def _array_taker(like: np.ndarray[Any, Any]) -> Take:
-    dtype, shape = like.dtype, like.shape
-    copied = np.ndarray.tobytes if like.nbytes < REFER_BYTES else raw_bytes
-
-    def take(value: Any, numbers: list[Any], leaves: list[Buffer]) -> None:
-        if type(value) is not np.ndarray or value.shape != shape:
+def _take(plan: Plan, value: Any, numbers: list[Any], leaves: list[Buffer]) -> None:
+    """Append a value's numbers and its arrays' bytes; raises _Other if it is something else."""
+    kind, what = plan[0], plan[1]
+    if type(value) is not kind:
+        raise _Other
+    if kind is np.ndarray:
+        if value.shape != plan[2] or (value.dtype is not what and value.dtype != what):
             raise _Other
-        if value.dtype is not dtype and value.dtype != dtype:
+        leaves.append(plan[3](value))
+    elif kind is dict:
+        if len(value) != plan[2]:
             raise _Other
-        leaves.append(copied(value))
-
-    return take
-
-
-def _number_taker(kind: type) -> Take:
-    def take(value: Any, numbers: list[Any], leaves: list[Buffer]) -> None:
-        if type(value) is not kind:
-            raise _Other
-        numbers.append(value)
-
-    return take
-
-
-def _scalar_taker(kind: Any) -> Take:
-    def take(value: Any, numbers: list[Any], leaves: list[Buffer]) -> None:
-        if type(value) is not kind:
-            raise _Other
-        numbers.append(value.tobytes())
-
-    return take
-
-
-def _constant_taker(constant: Any) -> Take:
-    is_set = type(constant) is set
-    constant = set(constant) if is_set else constant  # the caller's may change
-
-    def take(value: Any, numbers: list[Any], leaves: list[Buffer]) -> None:
-        if value is constant:
-            return
-        if type(value) is not type(constant) or value != constant:
-            raise _Other
-        if is_set and not _are_texts(value):
-            raise _Other
-
-    return take
-
-
-def _dict_taker(items: list[tuple[str, Take]]) -> Take:
-    def take(value: Any, numbers: list[Any], leaves: list[Buffer]) -> None:
-        if type(value) is not dict or len(value) != len(items):
-            raise _Other
-        for (key, take_item), (found, item) in zip(items, value.items(), strict=True):
+        for (key, inner), (found, item) in zip(what, value.items()):  # noqa: B905
             if found is not key and (type(found) is not str or found != key):
                 raise _Other
-            take_item(item, numbers, leaves)
-
-    return take
-
-
-def _items_taker(kind: Any, takers: list[Take]) -> Take:
-    def take(value: Any, numbers: list[Any], leaves: list[Buffer]) -> None:
-        if type(value) is not kind or len(value) != len(takers):
+            _take(inner, item, numbers, leaves)
+    elif what is _NUMBER:
+        numbers.append(value)
+    elif what is _SCALAR:
+        numbers.append(value.tobytes())
+    elif what is _ITEMS:
+        if len(value) != len(plan[2]):
             raise _Other
-        for take_item, item in zip(takers, value, strict=True):
-            take_item(item, numbers, leaves)
-
-    return take
+        for inner, item in zip(plan[2], value, strict=True):
+            _take(inner, item, numbers, leaves)
+    elif value != plan[2] or (kind is set and not _are_texts(value)):
+        raise _Other

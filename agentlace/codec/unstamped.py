@@ -33,8 +33,6 @@ _PLANNED = frozenset({Mark.TUPLE, Mark.SET, Mark.NUMBER})
 _CONSTANTS = frozenset({type(None), bool, int, float, str, bytes})
 
 Array = np.ndarray[Any, Any]
-Build = Callable[[Any, tuple[Any, ...]], Any]
-"""Makes a value of a frame's memory and its stamp's values."""
 
 
 class _Other(Exception):
@@ -58,7 +56,7 @@ class _Known(NamedTuple):
     stamp: struct.Struct
     where: int
     has_arrays: bool
-    build: Build
+    plan: Any
 
 
 class StampedDecoder:
@@ -92,7 +90,7 @@ class StampedDecoder:
         known = self._known.get(bytes(data[CRC_END : PREFIX_BYTES + header_bytes]))
         if known is None:
             return self._decode(data)
-        nbytes, start, about, stamp, where, has_arrays, build = known
+        nbytes, start, about, stamp, where, has_arrays, plan = known
         view = memoryview(data)
         # What was remembered has passed every check: only what may differ is looked at.
         sound = view[: len(start)] == start and nbytes == len(view)
@@ -101,7 +99,7 @@ class StampedDecoder:
         values, memory = stamp.unpack_from(data, where), None
         if has_arrays:
             memory = np.frombuffer(bytearray(data) if view.readonly else data, np.uint8)
-        return about, values, build(memory, values)
+        return about, values, _built(plan, memory, values)
 
     def _decode(self, data: Buffer) -> Stamped:
         view = memoryview(data)
@@ -131,7 +129,7 @@ class StampedDecoder:
             own, plan = planner.unpack(packed)
             if own is not places[0]:
                 raise _Other
-            build = _builder(plan)
+            plan = _checked_plan(plan)
         except _Other:
             return
         self._left -= len(header)
@@ -141,7 +139,7 @@ class StampedDecoder:
         start = bytes(view[: CRC_AT if len(view) <= WHOLE_CRC_BYTES else CRC_END])
         known = bytes(view[CRC_END : PREFIX_BYTES + len(header)])
         stamp, has_arrays = struct.Struct(planner.format), len(places) > 1
-        self._known[known] = _Known(len(view), start, about, stamp, own.offset, has_arrays, build)
+        self._known[known] = _Known(len(view), start, about, stamp, own.offset, has_arrays, plan)
 
 
 def _stamp_of(arrays: list[Array]) -> memoryview:
@@ -191,6 +189,12 @@ class _Number(NamedTuple):
     dtype: np.dtype[Any] | None
 
 
+class _Constant(NamedTuple):
+    """A value that is the same in all frames of a structure."""
+
+    value: Any
+
+
 class _Planner(TreeDecoder):
     """Decodes a tree of places instead of one of values.
 
@@ -217,33 +221,37 @@ class _Planner(TreeDecoder):
         return _Number(self._count - 1, None if what == code else dtype_of(what))
 
 
-def _builder(plan: Any) -> Build:
-    """Return what makes the values of a plan; raises _Other if one must not be made twice."""
+def _checked_plan(plan: Any) -> Any:
+    """Return a plan as :func:`_built` takes it; raises _Other if it is none to be remembered."""
     kind = type(plan)
     if kind in _CONSTANTS:
-        return lambda memory, values: plan
+        return _Constant(plan)
     if kind is _Place:
-        dtype, shape, offset = plan
-        if not dtype.itemsize or 0 in shape:
+        if not plan.dtype.itemsize or 0 in plan.shape:
             raise _Other
-        where = tuple(shape)
-        return lambda memory, values: np.ndarray(where, dtype, memory, offset)
+        return plan._replace(shape=tuple(plan.shape))
     if kind is _Number:
-        return _number_builder(*plan)
+        return plan
     if kind is dict and all(type(key) in _CONSTANTS for key in plan):
-        fields = [(key, _builder(item)) for key, item in plan.items()]
-        return lambda memory, values: {key: build(memory, values) for key, build in fields}
+        return {key: _checked_plan(item) for key, item in plan.items()}
     if kind is list or kind is tuple:
-        items = [_builder(item) for item in plan]
-        if kind is list:
-            return lambda memory, values: [build(memory, values) for build in items]
-        return lambda memory, values: tuple([build(memory, values) for build in items])
+        return kind([_checked_plan(item) for item in plan])
     if kind is set and all(type(item) in _CONSTANTS for item in plan):
-        return lambda memory, values: set(plan)
+        return _Constant(plan)
     raise _Other
 
 
-def _number_builder(at: int, dtype: np.dtype[Any] | None) -> Build:
-    if dtype is None:
-        return lambda memory, values: values[at]
-    return lambda memory, values: decode_scalar(dtype, values[at])
+def _built(plan: Any, memory: Any, values: tuple[Any, ...]) -> Any:
+    """Make a value of a frame's memory and its stamp's values."""
+    kind = type(plan)
+    if kind is _Place:
+        return np.ndarray(plan[1], plan[0], memory, plan[2])
+    if kind is dict:
+        return {key: _built(item, memory, values) for key, item in plan.items()}
+    if kind is _Number:
+        at, dtype = plan
+        return values[at] if dtype is None else decode_scalar(dtype, values[at])
+    if kind is _Constant:
+        (value,) = plan
+        return set(value) if type(value) is set else value
+    return kind([_built(item, memory, values) for item in plan])

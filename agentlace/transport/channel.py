@@ -12,14 +12,15 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import TYPE_CHECKING, NoReturn
 
 from agentlace.codec import Frame
 from agentlace.errors import AgentlaceError, BrokerUnreachable, Closed
 from agentlace.transport import resp
 from agentlace.transport.backoff import Backoff
+from agentlace.transport.envelope import Envelope
 from agentlace.transport.link import Link, in_steps, process_number
-from agentlace.transport.resp import Command, Envelope, ErrorReply, Reply
+from agentlace.transport.resp import Command, ErrorReply, Reply
 
 if TYPE_CHECKING:
     from agentlace.transport.connection import Broker
@@ -128,24 +129,20 @@ class Channel:
             It, in writable memory of its own. None if anything else has come, or nothing yet: then
             the replies are to be received one by one.
         """
-        if self._link is None or self._owed or self._made_in != process_number():
+        link = self._link
+        if link is None or self._owed or self._made_in != process_number():
             self.connect()
             while self._owed > 0:
                 self.receive(timeout_s)
-        link = self._current()
+            link = self._current()
         self._owed = envelope.replies
         try:
-            link.limit(timeout_s, envelope.least_bytes)
-            resp.write(link.sock, envelope.packed(frame))
-            popped: resp.Buffer | int | None
-            popped = link.reader.popped(envelope.replies - 1, envelope.head)
-            if isinstance(popped, int):
-                popped = link.reader.bulk(popped)
+            popped = link.trade(envelope, frame, timeout_s)
         except BaseException as error:
             self._give_up(error)
         if popped is not None:
             self._owed = 0
-        return cast("resp.Buffer | None", popped)
+        return popped
 
     def _write(self, commands: Sequence[Command], timeout_s: float | None) -> None:
         link, buffers = self._current(), resp.pack(commands)

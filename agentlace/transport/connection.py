@@ -139,7 +139,10 @@ class Broker:
 
         It is at most :attr:`clock_error_ms` off, plus the drift since :meth:`measure_clock`.
         """
-        return self.at_ms(time.monotonic())
+        offset_ms = self._offset_ms
+        if offset_ms is None:
+            return self.at_ms(time.monotonic())
+        return time.monotonic() * 1000 + offset_ms
 
     def at_ms(self, moment_s: float) -> float:
         """Return the broker's time, likewise, at a moment of this machine's monotonic clock."""

@@ -9,6 +9,11 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+from agentlace.codec import Frame
+from agentlace.transport import resp
+from agentlace.transport.envelope import Envelope
+from agentlace.transport.resp import JOIN_BYTES, Buffer
+
 STEP_S = 0.25
 
 _process = 0
@@ -52,6 +57,29 @@ class Link:
         self._least = 1
         if self.is_plain:
             sock.settimeout(None)
+
+    def trade(self, envelope: Envelope, frame: Frame, timeout_s: float) -> Buffer | None:
+        """Send a frame in its envelope, and return what the pop at its end popped.
+
+        All of it is in one function, and what came the last time is what is looked for first:
+        right after having slept, each line that is run costs more than most of what it does.
+
+        Returns:
+            None if anything else has come, or not so much yet; then nothing was read.
+        """
+        if timeout_s != self._limit_s or envelope.least_bytes != self._least:
+            self.limit(timeout_s, envelope.least_bytes)
+        parts, nbytes = frame
+        reader = self.reader
+        if nbytes > JOIN_BYTES or len(parts) != 1 or not self.is_plain or reader.has_data:
+            resp.write(self.sock, envelope.packed(frame))
+        else:
+            data = b"".join((envelope.before, b"$%d\r\n" % nbytes, parts[0], envelope.after))
+            sent = self.sock.send(data)
+            if sent < len(data):
+                self.sock.sendall(data[sent:])
+        popped: Buffer | None = reader.popped(envelope)
+        return popped
 
     def limit(self, timeout_s: float, least: int = 0) -> None:
         """Bound each read and write from now on.

@@ -11,8 +11,9 @@ from agentlace.codec import Frame
 from agentlace.errors import MissingExtra
 from agentlace.transport import resp
 from agentlace.transport.channel import Channel
+from agentlace.transport.envelope import Envelope
 from agentlace.transport.link import Link
-from agentlace.transport.resp import Command, Envelope, ErrorReply, Reply
+from agentlace.transport.resp import Command, ErrorReply, Reply
 
 _servers: dict[str, Any] = {}
 _servers_lock = threading.Lock()

@@ -15,8 +15,9 @@ from agentlace.codec import Frame, StampedDecoder, StampedEncoder, encode_stampe
 from agentlace.errors import AgentlaceError, Closed, DecodeError, EncodeError, UnknownRequest
 from agentlace.transport.backoff import Backoff
 from agentlace.transport.connection import MARGIN_S, Broker
+from agentlace.transport.envelope import Envelope
 from agentlace.transport.keys import REPLY_MS, ServiceKeys
-from agentlace.transport.resp import Envelope, ErrorReply
+from agentlace.transport.resp import ErrorReply
 
 log = logging.getLogger(__name__)
 
@@ -185,18 +186,14 @@ class RequestServer:
             log.warning("%s was finished %.0f ms after its deadline", call, late_ms)
         if call.what in AT_MOST_ONCE:
             self._remember(caller, number, reply)
-        return self._envelope(caller), reply
+        return self._envelopes.get(caller) or self._envelope(caller), reply
 
     def _envelope(self, caller: bytes) -> Envelope:
         """Return what encloses a reply to a caller: its push, its expiry, and the next pop."""
-        envelope = self._envelopes.get(caller)
-        if envelope is None:
-            key = self._keys.reply(caller.hex())
-            expire = ("PEXPIRE", key, REPLY_MS)
-            slice_s = self._channel.slice_s
-            envelope = Envelope(("RPUSH", key), (expire,), self._keys.requests, slice_s)
-            keep(self._envelopes, caller, envelope, CALLERS)
-        return envelope
+        key = self._keys.reply(caller.hex())
+        expire = ("PEXPIRE", key, REPLY_MS)
+        envelope = Envelope(("RPUSH", key), (expire,), self._keys.requests, self._channel.slice_s)
+        return keep(self._envelopes, caller, envelope, CALLERS)
 
     def _execute(self, call: _Call, number: int, payload: Any) -> Frame:
         if call.repeats is not None and call.what in AT_MOST_ONCE and call.repeats != self._token:

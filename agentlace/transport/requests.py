@@ -38,6 +38,7 @@ from agentlace.errors import (
 from agentlace.transport.backoff import Backoff
 from agentlace.transport.channel import LEAST_S
 from agentlace.transport.connection import MARGIN_S, Broker
+from agentlace.transport.envelope import Envelope
 from agentlace.transport.keys import ServiceKeys
 from agentlace.transport.link import STEP_S, in_steps
 from agentlace.transport.request_server import (
@@ -49,7 +50,6 @@ from agentlace.transport.request_server import (
     RequestServer,
     keep,
 )
-from agentlace.transport.resp import Envelope
 
 __all__ = ["Handler", "RequestClient", "RequestServer", "Ticket"]
 
@@ -184,10 +184,19 @@ class RequestClient:
 
     def _ask(self, frame: Frame, ticket: Ticket, end: float) -> Stamped | None:
         """Push the request once, then wait for its reply; None when the time is over."""
-        if not self._channel.is_connected:
-            self._channel.connect()
+        channel = self._channel
+        if not channel.is_connected:
+            channel.connect()
         ticket.sent = True
-        data = self._push(frame, end - time.monotonic())
+        left_s = end - time.monotonic()
+        turn = self._turns.get(int(1000 * min(left_s, LONG_S)) + 1) or self._turn(left_s)
+        try:
+            data = channel.trade(turn.envelope, frame, turn.timeout_s)
+            if data is None:
+                data = self._first_popped(turn.timeout_s)
+        except AgentlaceError:
+            channel.disconnect()  # nobody waits any more for what was sent behind a refusal
+            raise
         while True:
             if data is not None:
                 reply = self._decoder.decode(data)
@@ -198,19 +207,11 @@ class RequestClient:
                 return None
             data = self._pop(left_s)
 
-    def _push(self, frame: Frame, left_s: float) -> Any:
-        """Send a request and wait for a reply's bytes; None after a slice."""
+    def _first_popped(self, timeout_s: float) -> Any:
+        """Receive one by one what answers a push and a pop; returns a reply's bytes, if it came."""
         channel = self._channel
-        envelope, timeout_s = self._turn(left_s)
-        try:
-            data = channel.trade(envelope, frame, timeout_s)
-            if data is not None:
-                return data
-            channel.checked([channel.receive(timeout_s)])
-            return _second(channel.checked([channel.receive(timeout_s)])[0])
-        except AgentlaceError:
-            channel.disconnect()  # nobody waits any more for what was sent behind a refusal
-            raise
+        channel.checked([channel.receive(timeout_s)])
+        return _second(channel.checked([channel.receive(timeout_s)])[0])
 
     def _turn(self, left_s: float) -> _Turn:
         left_ms = int(1000 * min(max(left_s, 0.0), LONG_S)) + 1

@@ -14,10 +14,13 @@ import os
 import socket
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agentlace.codec import MAX_FRAME_BYTES, Frame
 from agentlace.transport import pool
+
+if TYPE_CHECKING:
+    from agentlace.transport.envelope import Envelope
 
 Argument = str | bytes | int | Frame
 Command = Sequence[Argument]
@@ -60,7 +63,7 @@ def pack(commands: Iterable[Command]) -> list[Buffer]:
         small.append(b"*%d\r\n" % len(command))
         for argument in command:
             if isinstance(argument, str):
-                small.append(_packed_text(argument))
+                small.append(packed_text(argument))
             elif isinstance(argument, Frame):
                 _pack_frame(argument, small, out)
             else:
@@ -70,48 +73,8 @@ def pack(commands: Iterable[Command]) -> list[Buffer]:
     return out
 
 
-class Envelope:
-    """Commands around a frame, packed once for all frames. The last one pops from a list.
-
-    Args:
-        before: the command whose last argument is the frame, without it.
-        between: commands that follow; they answer with integers, as ``before`` does.
-        key: of the list.
-        slice_s: how long the pop waits, in seconds.
-
-    Attributes:
-        head: how the pop's answer begins, up to its value's ``$``, if it popped anything.
-        replies: so many replies come.
-        least_bytes: they have no fewer bytes than this.
-    """
-
-    def __init__(
-        self, before: Sequence[str], between: Sequence[Command], key: str, slice_s: float
-    ) -> None:
-        self._before = before
-        self._after = [*between, ("BLPOP", key, f"{slice_s:g}")]
-        self._head = b"*%d\r\n" % (len(before) + 1) + b"".join(map(_packed_text, before))
-        self._tail = b"".join((b"\r\n", *pack(self._after)))
-        self.head = b"*2\r\n%b$" % _packed_text(key)
-        self.replies = 1 + len(self._after)
-        self.least_bytes = len(b":1\r\n") * len(self._after) + len(b"*-1\r\n")
-
-    def commands(self, frame: Frame) -> list[Command]:
-        """Return the commands, the frame in its place."""
-        return [(*self._before, frame), *self._after]
-
-    def packed(self, frame: Frame) -> list[Buffer]:
-        """Return the buffers that, written one after the other, send the commands."""
-        parts, nbytes = frame
-        size = b"$%d\r\n" % nbytes
-        if nbytes <= JOIN_BYTES:
-            return [b"".join((self._head, size, *parts, self._tail))]
-        first, *parts = parts
-        return [b"".join((self._head, size, first)), *parts, self._tail]
-
-
 @lru_cache(maxsize=1024)
-def _packed_text(text: str) -> bytes:
+def packed_text(text: str) -> bytes:
     """Return a text as an argument; commands and keys are the same again and again."""
     raw = text.encode()
     return b"$%d\r\n%b\r\n" % (len(raw), raw)
@@ -167,6 +130,7 @@ class ReplyReader:
         self._start = 0
         self._end = 0
         self._is_plain = type(sock) is socket.socket and hasattr(sock, "recvmsg_into")
+        self._glance = self._view[:GLANCE_BYTES]
         self._expects_large = False
 
     @property
@@ -242,27 +206,31 @@ class ReplyReader:
         self._start += 2
         return memory
 
-    def popped(self, before: int, head: bytes) -> Buffer | int | None:
-        """Return the bulk string that follows so many integers and a known beginning.
-
-        It receives once, if nothing has come yet.
-
-        Args:
-            before: so many integers come before.
-            head: what follows them, up to and including the bulk string's ``$``.
+    def popped(self, envelope: Envelope) -> Buffer | None:
+        """Return what was popped, if the replies to an envelope are integers and then that.
 
         Returns:
-            It, in writable memory of its own. If not all of it has come yet, its size: it is then
-            to be read with :meth:`bulk`. None if anything else has come, or not so much yet; then
-            nothing was read.
+            It, in writable memory of its own. None if anything else has come, or not so much yet;
+            then nothing was read.
 
         Raises:
             OSError, ProtocolError: as :meth:`read`.
         """
         if self._start == self._end:
-            self._receive(GLANCE_BYTES if self._expects_large else READ_BYTES)
-        at, end, buffer = self._start, self._end, self._buffer
-        for _ in range(before):
+            self._start = 0
+            glance = self._glance if self._expects_large else self._view
+            self._end = end = self._sock.recv_into(glance)
+            if end == envelope.usual_bytes and self._buffer.startswith(envelope.usual):
+                self._start = end
+                return self._buffer[len(envelope.usual) : end - 2]
+            self._received(end)
+        size = self._size_of_popped(envelope)
+        return None if size is None else self._own_bulk(size)
+
+    def _size_of_popped(self, envelope: Envelope) -> int | None:
+        """Read up to the value that was popped and return its size; None as in :meth:`popped`."""
+        at, end, buffer, head = self._start, self._end, self._buffer, envelope.head
+        for _ in range(envelope.replies - 1):
             if at == end or buffer[at] != _INTEGER:
                 return None
             at = buffer.find(b"\r\n", at, end) + 2
@@ -274,19 +242,21 @@ class ReplyReader:
         size = _number(buffer[at + len(head) : stop], MAX_FRAME_BYTES)
         if size < 0:
             return None
-        start = stop + 2
+        if self._start == 0:
+            envelope.usual, envelope.usual_bytes = bytes(buffer[: stop + 2]), stop + size + 4
         self._expects_large = size > READ_BYTES // 2
-        if size + 2 > end - start:
-            self._start = start
-            return size
-        self._start = start + size + 2
-        return buffer[start : start + size]
+        self._start = stop + 2
+        return size
 
-    def bulk(self, size: int) -> Buffer:
-        """Return a bulk string of this size in writable memory of its own.
+    def _own_bulk(self, size: int) -> Buffer:
+        """Return a bulk string in writable memory of its own.
 
         On a plain socket no more is received than it takes.
         """
+        start, end = self._start, self._start + size
+        if end + 2 <= self._end:
+            self._start = end + 2
+            return self._buffer[start:end]
         is_large = size > READ_BYTES // 2
         return self._filled(pool.memory(size).data if is_large else memoryview(bytearray(size)))
 
@@ -294,7 +264,7 @@ class ReplyReader:
         """Receive what comes next, without looking at it; raises as :meth:`read`."""
         self._receive()
 
-    def _receive(self, at_most: int = READ_BYTES) -> None:
+    def _receive(self) -> None:
         """Receive more into the buffer, moving what is left in it to its beginning first."""
         if self._start == self._end:
             self._start = self._end = 0
@@ -304,8 +274,7 @@ class ReplyReader:
             left = self._end - self._start
             self._view[:left] = bytes(self._view[self._start : self._end])
             self._start, self._end = 0, left
-        free = self._view[self._end : self._end + at_most]
-        self._end += self._received(self._sock.recv_into(free))
+        self._end += self._received(self._sock.recv_into(self._view[self._end :]))
 
     @staticmethod
     def _received(count: int) -> int:
