@@ -7,6 +7,8 @@
     link.py                 one connection's socket, and its timeouts
     channel.py              what is said on one connection
     resp.py                 the wire protocol
+    envelope.py             a frame between commands that are the same again and again
+    pool.py                 memory of large replies, used again
     backoff.py              pauses between attempts
     memory.py               a broker inside this process
     embedded.py             a broker process that needs no installation

@@ -34,6 +34,7 @@ REMEMBERED_REPLIES = 4
 """So many of each: a caller may repeat one request while others of its threads go on."""
 CALLERS = 1024
 """To so many callers the commands around a reply are kept packed."""
+LAST_ATTEMPTS = 2
 JOIN_TIMEOUT_S = 5.0
 
 Handler = Callable[[str, str, Any], Any]
@@ -97,6 +98,7 @@ class RequestServer:
         self._channel = broker.channel()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._is_ending = False
         self._remembered: OrderedDict[bytes, OrderedDict[int, Frame]] = OrderedDict()
         self._decoder = StampedDecoder(REQUEST, REQUEST_STAMP, _Call.of)
         self._envelopes: dict[bytes, Envelope] = {}
@@ -155,14 +157,20 @@ class RequestServer:
         return None if popped is None else popped[1]
 
     def _send_last(self, answer: _Answer | None) -> None:
-        if answer is not None:
-            envelope, reply = answer
-            self._channel.disconnect()  # stop() may have woken this thread the hard way
+        if answer is None:
+            return
+        self._is_ending = True  # from here on stop() does not wake this thread any more
+        envelope, reply = answer
+        *commands, _ = envelope.commands(reply)
+        error: AgentlaceError | None = None
+        for _ in range(LAST_ATTEMPTS):
+            self._channel.disconnect()  # stop() may have woken it the hard way just before
             try:
-                *answers, _ = envelope.commands(reply)
-                self._channel.checked(self._channel.exchange(answers, 1.0))
-            except AgentlaceError as error:
-                log.warning("%s could not send its last reply: %s", self._keys.name, error)
+                self._channel.checked(self._channel.exchange(commands, 1.0))
+                return
+            except AgentlaceError as failure:
+                error = failure
+        log.warning("%s could not send its last reply: %s", self._keys.name, error)
 
     def _answer(self, data: Any) -> _Answer | None:
         """Execute one request; returns what answers it, if anything does."""
@@ -234,7 +242,8 @@ class RequestServer:
             return
         deadline = time.monotonic() + JOIN_TIMEOUT_S
         while thread.is_alive() and time.monotonic() < deadline:
-            self._channel.unblock()  # again and again: it may come before the thread blocks
+            if not self._is_ending:
+                self._channel.unblock()  # again and again: it may come before the thread blocks
             thread.join(0.05)
         self._channel.close()
 
