@@ -1,0 +1,11 @@
+"""RLDS datasets on disk, as TFDS, Octo and Open-X loaders read them. No TensorFlow is needed.
+
+::
+
+    episode.py      one episode: N transitions ⇄ N+1 steps
+    features.py     what a step holds, learned from spaces or from the first episode
+    writer.py       DatasetWriter: append, commit with a cursor; a kill loses and doubles nothing
+    reader.py       DatasetReader: episodes of a dataset, also of one that others wrote
+
+The package knows files and TFDS, and nothing of brokers or stores.
+"""
