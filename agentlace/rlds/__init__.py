@@ -6,6 +6,13 @@
     features.py     what a step holds, learned from spaces or from the first episode
     writer.py       DatasetWriter: append, commit with a cursor; a kill loses and doubles nothing
     reader.py       DatasetReader: episodes of a dataset, also of one that others wrote
+    summary.py      lengths, returns and endings, without decoding images
+    verify.py       what is wrong with a dataset, and where
+
+    records.py, leaf.py, images.py, spaces.py   episodes → records
+    tfrecord.py, crc32c.py                      records ⇄ files
+    manifest.py, folder.py, joining.py          the commit, and small files joined into few
+    tfds.py                                     the only module that imports tensorflow_datasets
 
 The package knows files and TFDS, and nothing of brokers or stores.
 """

@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
+import re
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from threading import Lock
 from types import TracebackType
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, get_args
 
+from agentlace.config import BadSetting
+from agentlace.errors import Closed, DecodeError, StoreFull
 from agentlace.rlds.episode import Episode
+from agentlace.rlds.features import Features
+from agentlace.rlds.folder import Folder, saying_when_full
+from agentlace.rlds.images import ImageFormat, load_cv2
+from agentlace.rlds.joining import Joiner, groups
+from agentlace.rlds.manifest import Manifest
+from agentlace.rlds.records import encode_episode
+from agentlace.rlds.tfds import features_file, load_tfds
+from agentlace.rlds.tfrecord import framed_nbytes
 
-SHARD_BYTES = 128 << 20
+log = logging.getLogger(__name__)
+
+SHARD_NBYTES = 128 << 20
+JOIN_AFTER = 64
+MAX_SHARDS = 99_999
+"""TFDS writes five digits, and more for all shards if there are more."""
+
+_NAME = re.compile(r"[a-zA-Z]\w*", re.ASCII)
+_VERSION = re.compile(r"\d+\.\d+\.\d+", re.ASCII)
 
 
 class Commit(NamedTuple):
@@ -18,7 +43,7 @@ class Commit(NamedTuple):
     Attributes:
         number: counts the commits of the dataset, from 1.
         episodes: in the dataset.
-        steps: in the dataset, the last ones of episodes included.
+        steps: in the dataset; an episode of N transitions has N+1.
         nbytes: of the dataset's records.
     """
 
@@ -33,18 +58,18 @@ class DatasetWriter:
 
     Episodes are encoded when they are appended, wait in memory, and become part of the dataset
     with the next :meth:`commit`, all of them or none, together with the cursor. From the first
-    commit on ``tfds.builder_from_directory`` can read the dataset at any time. One thread may
-    use it; small files are joined in the background.
+    commit with an episode on ``tfds.builder_from_directory`` can read the dataset at any time.
+    One thread may use it; small files are joined in the background.
 
     Args:
         data_dir: folder of datasets; made if it is missing.
         name: a letter, then letters, digits and underscores.
         version: three numbers, such as "1.0.0".
         features: of the episodes; None learns them from the first. A dataset that exists has
-            its own, which must be the same.
+            its own, which these must agree with.
         image_format: ``png`` or ``jpeg`` (lossy); of a new dataset whose features are learned.
-        shard_bytes: files are joined up to this size.
-        join_after: so many small files are joined into few. 0 never joins them.
+        shard_nbytes: files are joined until they have so many bytes.
+        join_after: so many small files, 2 or more, are joined into few.
         threads: that encode images; None for one a core.
 
     Raises:
@@ -61,53 +86,97 @@ class DatasetWriter:
         name: str,
         version: str = "1.0.0",
         *,
-        features: Any = None,
-        image_format: Literal["png", "jpeg"] = "png",
-        shard_bytes: int = SHARD_BYTES,
-        join_after: int = 64,
+        features: Features | None = None,
+        image_format: ImageFormat = "png",
+        shard_nbytes: int = SHARD_NBYTES,
+        join_after: int = JOIN_AFTER,
         threads: int | None = None,
     ) -> None:
-        raise NotImplementedError
+        _check_settings(name, version, image_format, shard_nbytes, join_after)
+        load_cv2()
+        load_tfds()
+        self._image_format = image_format
+        self._shard_nbytes = shard_nbytes
+        self._folder = Folder(Path(data_dir).expanduser() / name / version)
+        self._held = self._folder.lock()
+        try:
+            self._manifest = self._open(name, version)
+            self._features = self._agreed(features)
+        except BaseException:
+            self._held.close()
+            raise
+        self._pending: list[tuple[bytes, int]] = []
+        self._lock = Lock()
+        self._threads = ThreadPoolExecutor(threads or os.cpu_count(), "agentlace-rlds-encode")
+        self._joiner = Joiner(
+            self._folder, self._lock, self._state, self._adopt, shard_nbytes, join_after
+        )
+        self._closed = False
+
+    def _open(self, name: str, version: str) -> Manifest:
+        """Return the state of the last commit, and remove what came of none."""
+        manifest = self._folder.read()
+        if manifest is None:
+            self._folder.sweep(None)
+            return Manifest(name, version)
+        if (manifest.name, manifest.version) != (name, version):
+            found = f"{manifest.name} {manifest.version}"
+            raise DecodeError(f"{self._folder.path} holds the dataset {found}: was it renamed?")
+        self._folder.check(manifest)
+        self._folder.sweep(manifest)
+        return manifest
+
+    def _agreed(self, given: Features | None) -> Features | None:
+        known = self._manifest.features
+        if known is not None and given is not None:
+            given.check_same(known)
+        return known or given
+
+    def _state(self) -> Manifest:
+        return self._manifest
+
+    def _adopt(self, manifest: Manifest) -> None:
+        self._manifest = manifest
 
     @property
-    def directory(self) -> str:
+    def directory(self) -> Path:
         """Folder of this version of the dataset."""
-        raise NotImplementedError
+        return self._folder.path
 
     @property
-    def features(self) -> Any:
-        """Features of the dataset; None before the first episode of a new one."""
-        raise NotImplementedError
+    def features(self) -> Features | None:
+        """Features of the dataset; None before the first episode, if none were given."""
+        return self._features
 
     @property
     def cursor(self) -> dict[str, Any] | None:
         """The cursor of the last commit, of whatever process; None before the first."""
-        raise NotImplementedError
+        return self._manifest.cursor
 
     @property
     def episodes(self) -> int:
         """Committed episodes, those of earlier processes included."""
-        raise NotImplementedError
+        return self._manifest.episodes
 
     @property
     def steps(self) -> int:
         """Committed steps; an episode of N transitions has N+1."""
-        raise NotImplementedError
+        return self._manifest.steps
 
     @property
     def nbytes(self) -> int:
         """Bytes of the committed records."""
-        raise NotImplementedError
+        return self._manifest.nbytes
 
     @property
     def pending(self) -> int:
         """Episodes that were appended and wait for the commit."""
-        raise NotImplementedError
+        return len(self._pending)
 
     @property
     def pending_nbytes(self) -> int:
         """Bytes of the episodes that wait for the commit."""
-        raise NotImplementedError
+        return sum(len(record) for record, _ in self._pending)
 
     def append(self, episode: Episode) -> None:
         """Encode an episode, which then waits for the next commit.
@@ -117,7 +186,12 @@ class DatasetWriter:
                 writer goes on.
             Closed: after :meth:`close`.
         """
-        raise NotImplementedError
+        self._check_open()
+        known = self._features or Features({}, {}, self._image_format, is_complete=False)
+        features = known.completed(episode)
+        record = encode_episode(features, episode, self._threads)
+        self._features = features
+        self._pending.append((record, len(episode)))
 
     def commit(self, cursor: Mapping[str, Any] | None = None) -> Commit:
         """Make the appended episodes and the cursor part of the dataset, in one step.
@@ -131,17 +205,80 @@ class DatasetWriter:
         Raises:
             StoreFull: the disk is full. The dataset is as before, the episodes still wait, and
                 the commit may be tried again.
+            TypeError: the cursor has values that JSON does not know.
             Closed: after :meth:`close`.
         """
-        raise NotImplementedError
+        self._check_open()
+        plain = self.cursor if cursor is None else json.loads(json.dumps(cursor))
+        if self._pending or plain != self.cursor:
+            waits = f"{len(self._pending)} episodes wait and are in no file; make room and commit"
+            with self._lock, saying_when_full(self.directory, f"{waits} again"):
+                self._commit(plain)
+            self._joiner.consider()
+        now = self._manifest
+        return Commit(now.number, now.episodes, now.steps, now.nbytes)
+
+    def _commit(self, cursor: dict[str, Any] | None) -> None:
+        now = self._manifest
+        new = replace(now, number=now.number + 1, cursor=cursor)
+        if self._pending:
+            new = replace(new, features=self._features)
+            if now.features is None or not self._folder.has_features:
+                assert self._features is not None, "learned by append"
+                self._folder.write_features(features_file(self._features))
+        at, sizes = 0, [framed_nbytes(record) for record, _ in self._pending]
+        for count in groups(sizes, self._shard_nbytes):
+            part = self._pending[at : at + count]
+            at += count
+            new = self._with_shard(new, part) if part else new
+        self._folder.commit(new)
+        self._manifest = new
+        self._pending.clear()
+
+    def _with_shard(self, manifest: Manifest, part: list[tuple[bytes, int]]) -> Manifest:
+        number = len(manifest.lengths)
+        if number == MAX_SHARDS:
+            raise StoreFull(f"{self.directory} has {number:,} files: begin a new version")
+        path = self._folder.shard(manifest, number)
+        size = self._folder.write_shard(path, (record for record, _ in part))
+        return replace(
+            manifest,
+            lengths=(*manifest.lengths, len(part)),
+            sizes=(*manifest.sizes, size),
+            nbytes=manifest.nbytes + sum(len(record) for record, _ in part),
+            steps=manifest.steps + sum(steps for _, steps in part),
+        )
 
     def join(self) -> None:
-        """Join small files now, and wait until that is done."""
-        raise NotImplementedError
+        """Join all small files now, and wait until that is done.
+
+        Raises:
+            StoreFull: the disk is full; the dataset is as before.
+        """
+        self._check_open()
+        self._joiner.wait()
+        with saying_when_full(self.directory, "the small files were not joined"):
+            self._joiner.join()
 
     def close(self) -> None:
-        """Let another process write. Episodes that were not committed are dropped; see the log."""
-        raise NotImplementedError
+        """Let another process write. What was not committed is dropped, with a warning."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._pending:
+            log.warning(
+                "%s is closed: %d episodes that were not committed are dropped",
+                self.directory,
+                len(self._pending),
+            )
+        self._joiner.stop()
+        self._threads.shutdown()
+        self._folder.sweep(self._manifest)
+        self._held.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Closed(f"the dataset {self.directory} is closed")
 
     def __enter__(self) -> DatasetWriter:
         """Return the writer itself."""
@@ -155,3 +292,18 @@ class DatasetWriter:
     ) -> None:
         """Close; does not commit, since only the caller knows the cursor."""
         self.close()
+
+
+def _check_settings(
+    name: str, version: str, image_format: str, shard_nbytes: int, join_after: int
+) -> None:
+    if not _NAME.fullmatch(name):
+        raise BadSetting("name", name, "TFDS wants a letter, then letters, digits, underscores")
+    if not _VERSION.fullmatch(version):
+        raise BadSetting("version", version, 'TFDS wants three numbers, such as "1.0.0"')
+    if image_format not in get_args(ImageFormat):
+        raise BadSetting("image_format", image_format, "use png or jpeg")
+    if shard_nbytes < 1:
+        raise BadSetting("shard_nbytes", shard_nbytes, "must be positive")
+    if join_after < 2:
+        raise BadSetting("join_after", join_after, "must be 2 or more")
