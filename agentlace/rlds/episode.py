@@ -191,5 +191,4 @@ def _scalar(value: Any, number: int, key: str) -> np.float32:
     if array.size != 1 or array.dtype.kind not in "biuf":
         reason = f"shape {array.shape} of {array.dtype}, where one number is needed"
         raise SchemaMismatch(f"{number}/{key}", reason)
-    number: np.float32 = np.float32(array.item())
-    return number
+    return np.float32(float(array.item()))

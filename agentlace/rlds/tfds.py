@@ -88,3 +88,18 @@ def read_features(directory: str | os.PathLike[str]) -> Any:
     except Exception as error:  # whatever TFDS says about a file that it did not write
         reason = f"{type(error).__name__}: {error}"
         raise DecodeError(f"{directory} has features that TFDS cannot read: {reason}") from error
+
+
+def nested_features(features: Any, path: str = "") -> dict[str, str]:
+    """Return a dataset's features by path, each in TFDS' words on one line."""
+    inner = getattr(features, "feature", features) if _is_dataset(features) else features
+    if not hasattr(inner, "items"):
+        return {path: " ".join(repr(inner).split())}
+    found: dict[str, str] = {}
+    for key, value in sorted(inner.items()):
+        found.update(nested_features(value, f"{path}/{key}".lstrip("/")))
+    return found
+
+
+def _is_dataset(features: Any) -> bool:
+    return isinstance(features, load_tfds().features.Dataset)

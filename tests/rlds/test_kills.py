@@ -1,4 +1,4 @@
-"""A writer that is killed at any step leaves a readable dataset that goes on where its cursor is."""
+"""A writer that is killed leaves a readable dataset, which goes on where its cursor is."""
 
 import json
 import os
@@ -127,9 +127,7 @@ def check_with_tensorflow(copies, counts):
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     found = {int(number): n for number, n in json.loads(done.stdout).items()}
-    assert found == {
-        number: sum(count > number for count in counts) for number in range(EPISODES)
-    }
+    assert found == {number: sum(count > number for count in counts) for number in range(EPISODES)}
 
 
 def test_kills_in_runs_that_go_on_after_kills(server, folder):

@@ -1,0 +1,11 @@
+"""``agentlace rlds``: datasets of recorded episodes."""
+
+from __future__ import annotations
+
+import typer
+
+from agentlace.cli import rlds_info, rlds_verify
+
+app = typer.Typer(help="Work with RLDS datasets of episodes.", no_args_is_help=True)
+app.command("info")(rlds_info.info)
+app.command("verify")(rlds_verify.verify)
