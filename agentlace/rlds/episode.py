@@ -185,10 +185,10 @@ def _zeros(value: Any) -> Any:
     return value if array.dtype.kind in "OSU" else np.zeros_like(array)
 
 
-def _scalar(value: Any, number: int, key: str) -> np.float32:
-    """Return a number, which may come as an array of one."""
+def _scalar(value: Any, number: int, key: str) -> Any:
+    """Return a number, which may come as an array of one, as float32."""
     array = np.asarray(value)
     if array.size != 1 or array.dtype.kind not in "biuf":
         reason = f"shape {array.shape} of {array.dtype}, where one number is needed"
         raise SchemaMismatch(f"{number}/{key}", reason)
-    return np.float32(float(array.item()))
+    return np.float32(array.item())

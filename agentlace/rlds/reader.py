@@ -180,7 +180,8 @@ class DatasetReader:
     def _decoded(self, record: bytes, threads: ThreadPoolExecutor) -> Episode:
         example = self.features.deserialize_example_np(record)
         source, features = example["steps"], self._own_features
-        steps = [_filled(s) for s in threads.map(source.__getitem__, range(len(source)))]
+        found = list(threads.map(source.__getitem__, range(len(source))))
+        steps = [_filled(step) for step in found]
         metadata = _texts(example.get("episode_metadata", {}))
         if features is None:
             steps = [_texts(step) for step in steps]
@@ -192,7 +193,10 @@ class DatasetReader:
             step.setdefault("is_last", np.bool_(number == len(steps) - 1))
             step.setdefault("is_terminal", np.bool_(False))
         ending = _ending(metadata.pop(ENDING, None) if features else None, steps)
-        bare = features is not None and bool(features.bare_observation)
+        if features is not None:
+            bare = bool(features.bare_observation)
+        else:
+            bare = any(not isinstance(step.get("observation", {}), Mapping) for step in found)
         return Episode(steps, ending, metadata, bare)
 
     @property
