@@ -14,6 +14,8 @@
     prefetch.py, augment.py   sampling in the background, onto a device; random crops there
     snapshots.py              snapshots that write only what is new
 
+    rlds_writer.py            records episodes in this process, as an RLDS dataset
+
     columns.py                trees of arrays with a leading dimension, and their schema
     ring.py                   writing rows while others read them
     sampled_store.py          what stores that can be sampled have in common
@@ -22,6 +24,7 @@
     draw.py, priority_sampler.py, sum_tree.py                  parts of the samplers
     frame_windows.py, frame_pool.py                            parts of the frame buffer
     packing.py                frames of both observations in one array
+    transition_log.py         what is inserted, told to an rlds_logger
     ends.py                   where transitions tell that they are the last
     archive.py                files that are either whole or not there
 """

@@ -11,7 +11,8 @@
 
     records.py, leaf.py, images.py, spaces.py   episodes → records
     tfrecord.py, crc32c.py                      records ⇄ files
-    manifest.py, folder.py, joining.py          the commit, and small files joined into few
+    manifest.py, folder.py                      the commit
+    joining.py, target.py                       small files are joined into few
     tfds.py                                     the only module that imports tensorflow_datasets
 
 The package knows files and TFDS, and nothing of brokers or stores.

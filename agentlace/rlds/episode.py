@@ -19,7 +19,8 @@ STATE = "state"
 NOT_EXTRA = frozenset(
     (
         *("observations", "next_observations", "actions", "rewards", "masks"),
-        *("dones", "truncates", "terminated", "truncated", "end_of_trajectory"),
+        *("dones", "end_of_trajectory", "terminated", "terminals", "terminations"),
+        *("truncated", "truncates", "truncations"),
         *("info", "infos"),
     )
 )
@@ -27,6 +28,8 @@ NOT_EXTRA = frozenset(
 STEP_KEYS = frozenset(
     ("observation", "action", "reward", "discount", "is_first", "is_last", "is_terminal")
 )
+WRITTEN_AS = "written_as"
+"""Key of the metadata that says "steps" where steps came aligned, and were taken as they are."""
 REPEATED = frozenset(("policy_version", "wall_time_ns", "monotonic_time_ns"))
 """Extra keys that the last step, which has no action, takes from the step before, as it does
 texts; all others are zero there."""

@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from threading import Event, Lock, Thread
 from typing import IO
@@ -15,6 +15,7 @@ from agentlace.errors import AgentlaceError
 from agentlace.files import sync_folder
 from agentlace.rlds.folder import Folder
 from agentlace.rlds.manifest import Manifest, shard_name
+from agentlace.rlds.target import Target
 
 log = logging.getLogger(__name__)
 
@@ -25,40 +26,6 @@ _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EX
 
 class _Stopped(Exception):
     """The writer closes."""
-
-
-def first_to_join(sizes: Sequence[int], target: int, least: int) -> int | None:
-    """Return the shard from which on all are joined, None if that is not worth it.
-
-    A shard is left alone if it has the target size, or more bytes than all after it together.
-    So each byte is copied once for every time that its file's size doubles, at most, and of
-    shards below the target that are left alone there are no more than doublings.
-
-    Args:
-        sizes: of the shards, in bytes.
-        target: a shard of so many bytes stays as it is.
-        least: so many must be joined.
-    """
-    begin = len(sizes)
-    while begin > 0 and sizes[begin - 1] < target:
-        begin -= 1
-    rest = sum(sizes[begin:])
-    while begin < len(sizes) and sizes[begin] > rest - sizes[begin]:
-        rest -= sizes[begin]
-        begin += 1
-    return begin if len(sizes) - begin >= least else None
-
-
-def groups(sizes: Sequence[int], target: int) -> list[int]:
-    """Return how many consecutive shards each joined one has, so that each reaches the target."""
-    counts, total = [0], 0
-    for size in sizes:
-        if total >= target:
-            counts.append(0)
-            total = 0
-        counts[-1] += 1
-        total += size
-    return counts
 
 
 class Joiner:
@@ -73,7 +40,7 @@ class Joiner:
         lock: held by whoever commits.
         state: returns the manifest; called with the lock.
         adopt: is told the manifest that was committed; called with the lock.
-        target: bytes of a shard that stays as it is.
+        target: when a shard stays as it is.
         least: so many small shards are joined.
     """
 
@@ -83,7 +50,7 @@ class Joiner:
         lock: Lock,
         state: Callable[[], Manifest],
         adopt: Callable[[Manifest], None],
-        target: int,
+        target: Target,
         least: int,
     ) -> None:
         self._folder = folder
@@ -100,13 +67,14 @@ class Joiner:
         """Begin to join in the background if it is worth it and nothing is being joined."""
         if self._thread is not None and self._thread.is_alive():
             return
-        sizes = self._state().sizes
-        if len(sizes) >= 2 * self._failed_at and self._first(sizes, self._least) is not None:
+        state = self._state()
+        if len(state.sizes) >= 2 * self._failed_at and self._first(state) is not None:
             self._thread = Thread(target=self._in_background, name="agentlace-rlds-join")
             self._thread.start()
 
-    def _first(self, sizes: Sequence[int], least: int) -> int | None:
-        return first_to_join(sizes, self._target, least)
+    def _first(self, state: Manifest, least: int | None = None) -> int | None:
+        least = self._least if least is None else least
+        return self._target.first_to_join(state.sizes, state.lengths, least)
 
     def _in_background(self) -> None:
         try:
@@ -122,7 +90,7 @@ class Joiner:
         """Join the small shards, if there are so many; blocks until they are."""
         with self._lock:
             before = self._state()
-        first = self._first(before.sizes, least)
+        first = self._first(before, least)
         if first is None:
             return
         after = replace(before, generation=before.generation + 1)
@@ -147,7 +115,7 @@ class Joiner:
         self._link(before, after, range(first), 0)
         lengths, sizes = list(before.lengths[:first]), list(before.sizes[:first])
         at = first
-        for count in groups(before.sizes[first:], self._target):
+        for count in self._target.groups(before.sizes[first:], before.lengths[first:]):
             parts = range(at, at + count)
             paths = [self._folder.shard(before, number) for number in parts]
             into = self._folder.shard(after, len(sizes))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from agentlace.errors import DecodeError
-from agentlace.rlds.episode import Episode
+from agentlace.rlds.episode import WRITTEN_AS, Episode
 from agentlace.rlds.leaf import flat
 from agentlace.rlds.reader import DatasetReader, Shard
 from agentlace.rlds.tfrecord import scan_records
@@ -98,6 +98,8 @@ def _of_alignment(episode: Episode) -> Iterator[str]:
     last = episode.steps[-1]
     if bool(last["is_terminal"]) != (episode.ending == "terminated"):
         yield f"it was {episode.ending}, but is_terminal is {bool(last['is_terminal'])}"
+    if episode.metadata.get(WRITTEN_AS) == "steps":
+        return
     for key, value in flat({k: last[k] for k in ("action", "reward", "discount")}).items():
         if _is_number(value) and np.any(value):
             yield f"the last step has a {key}, though no action followed"

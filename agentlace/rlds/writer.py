@@ -20,9 +20,10 @@ from agentlace.rlds.episode import Episode
 from agentlace.rlds.features import Features
 from agentlace.rlds.folder import Folder, saying_when_full
 from agentlace.rlds.images import ImageFormat, load_cv2
-from agentlace.rlds.joining import Joiner, groups
+from agentlace.rlds.joining import Joiner
 from agentlace.rlds.manifest import Manifest
 from agentlace.rlds.records import encode_episode
+from agentlace.rlds.target import Target
 from agentlace.rlds.tfds import features_file, load_tfds
 from agentlace.rlds.tfrecord import framed_nbytes
 
@@ -70,6 +71,8 @@ class DatasetWriter:
         image_format: ``png`` or ``jpeg`` (lossy); of a new dataset whose features are learned.
         shard_nbytes: files are joined until they have so many bytes.
         join_after: so many small files, 2 or more, are joined into few.
+        shard_episodes: a file gets no more episodes than these; None for any number.
+        in_place: whether ``data_dir`` is the folder of this version itself.
         threads: that encode images; None for one a core.
 
     Raises:
@@ -90,14 +93,18 @@ class DatasetWriter:
         image_format: ImageFormat = "png",
         shard_nbytes: int = SHARD_NBYTES,
         join_after: int = JOIN_AFTER,
+        shard_episodes: int | None = None,
+        in_place: bool = False,
         threads: int | None = None,
     ) -> None:
-        _check_settings(name, version, image_format, shard_nbytes, join_after)
+        target = Target(shard_nbytes, shard_episodes)
+        _check_settings(name, version, image_format, target, join_after)
         load_cv2()
         load_tfds()
         self._image_format = image_format
-        self._shard_nbytes = shard_nbytes
-        self._folder = Folder(Path(data_dir).expanduser() / name / version)
+        self._target = target
+        path = Path(data_dir).expanduser()
+        self._folder = Folder(path if in_place else path / name / version)
         self._held = self._folder.lock()
         try:
             self._manifest = self._open(name, version)
@@ -109,7 +116,7 @@ class DatasetWriter:
         self._lock = Lock()
         self._threads = ThreadPoolExecutor(threads or os.cpu_count(), "agentlace-rlds-encode")
         self._joiner = Joiner(
-            self._folder, self._lock, self._state, self._adopt, shard_nbytes, join_after
+            self._folder, self._lock, self._state, self._adopt, target, join_after
         )
         self._closed = False
 
@@ -227,7 +234,7 @@ class DatasetWriter:
                 assert self._features is not None, "learned by append"
                 self._folder.write_features(features_file(self._features))
         at, sizes = 0, [framed_nbytes(record) for record, _ in self._pending]
-        for count in groups(sizes, self._shard_nbytes):
+        for count in self._target.groups(sizes, [1] * len(sizes)):
             part = self._pending[at : at + count]
             at += count
             new = self._with_shard(new, part) if part else new
@@ -295,7 +302,7 @@ class DatasetWriter:
 
 
 def _check_settings(
-    name: str, version: str, image_format: str, shard_nbytes: int, join_after: int
+    name: str, version: str, image_format: str, target: Target, join_after: int
 ) -> None:
     if not _NAME.fullmatch(name):
         raise BadSetting("name", name, "TFDS wants a letter, then letters, digits, underscores")
@@ -303,7 +310,9 @@ def _check_settings(
         raise BadSetting("version", version, 'TFDS wants three numbers, such as "1.0.0"')
     if image_format not in get_args(ImageFormat):
         raise BadSetting("image_format", image_format, "use png or jpeg")
-    if shard_nbytes < 1:
-        raise BadSetting("shard_nbytes", shard_nbytes, "must be positive")
+    if target.nbytes < 1:
+        raise BadSetting("shard_nbytes", target.nbytes, "must be positive")
+    if target.episodes is not None and target.episodes < 1:
+        raise BadSetting("shard_episodes", target.episodes, "must be positive")
     if join_after < 2:
         raise BadSetting("join_after", join_after, "must be 2 or more")
