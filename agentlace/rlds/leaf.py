@@ -57,7 +57,7 @@ class Leaf:
         """
         if self.kind in ("text", "bytes"):
             return self._text(value, path)
-        array = np.asarray(value)
+        array = _as_array(value, path)
         if array.shape != self.shape:
             raise SchemaMismatch(path, f"shape {array.shape}, the dataset has {self.shape}")
         kept = self._cast(array, path)
@@ -67,7 +67,8 @@ class Leaf:
         declared, stored = _dtype(self.dtype), np.dtype(self.stored_dtype)
         if array.dtype == declared or array.dtype == stored:
             return array.astype(stored, copy=False)
-        if not np.can_cast(array.dtype, declared, "same_kind"):
+        integers = array.dtype.kind in "iu" and declared.kind in "iu"
+        if not integers and not np.can_cast(array.dtype, declared, "same_kind"):
             raise SchemaMismatch(path, f"dtype {array.dtype}, the dataset has {self.dtype}")
         kept = array.astype(stored)
         if array.dtype.kind in "iu" and not np.array_equal(kept, array):
@@ -76,7 +77,7 @@ class Leaf:
         return kept
 
     def _text(self, value: Any, path: str) -> list[bytes]:
-        array = np.asarray(value)
+        array = _as_array(value, path)
         kinds = "U" if self.dtype == "str" else "S"
         items = array.reshape(-1).tolist()
         if isinstance(value, bytes):
@@ -131,7 +132,9 @@ def leaf_of(value: Any, path: str, image_format: ImageFormat) -> Leaf:
     Raises:
         SchemaMismatch: no dataset can hold such values.
     """
-    array = np.asarray(value)
+    array = _as_array(value, path)
+    if not array.size:
+        raise SchemaMismatch(path, f"a dataset cannot hold empty arrays, of shape {array.shape}")
     if array.dtype.kind in "US":
         kind: Kind = "text" if array.dtype.kind == "U" else "bytes"
         return _leaf(path, kind, array.shape, "str" if kind == "text" else "bytes", "none")
@@ -139,6 +142,13 @@ def leaf_of(value: Any, path: str, image_format: ImageFormat) -> Leaf:
         what = type(value).__name__ if array.dtype.hasobject else str(array.dtype)
         raise SchemaMismatch(path, f"a dataset cannot hold {what}: use numbers, arrays or text")
     return _number(path, array.shape, array.dtype, image_format)
+
+
+def _as_array(value: Any, path: str) -> Array:
+    try:
+        return np.asarray(value)
+    except ValueError as error:  # rows of several lengths
+        raise SchemaMismatch(path, f"a {type(value).__name__} that is no array: {error}") from error
 
 
 def _number(path: str, shape: tuple[int, ...], dtype: Any, image_format: ImageFormat) -> Leaf:
