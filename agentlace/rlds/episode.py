@@ -184,7 +184,10 @@ def as_dicts(tree: Any) -> Any:
 def _zeros(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _zeros(inner) for key, inner in value.items()}
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError:  # ragged, which no dataset can hold, as its features will say
+        return value
     return value if array.dtype.kind in "OSU" else np.zeros_like(array)
 
 
