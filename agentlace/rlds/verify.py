@@ -102,7 +102,7 @@ def _of_alignment(episode: Episode) -> Iterator[str]:
         return
     for key, value in flat({k: last[k] for k in ("action", "reward", "discount")}).items():
         if _is_number(value) and np.any(value):
-            yield f"the last step has a {key}, though no action followed"
+            yield f"the last step's {key} is not zero, though no action followed"
 
 
 def _is_number(value: Any) -> bool:
