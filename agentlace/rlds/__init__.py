@@ -17,3 +17,17 @@
 
 The package knows files and TFDS, and nothing of brokers or stores.
 """
+
+from agentlace.rlds.episode import Episode, episode_from_transitions
+from agentlace.rlds.features import Features
+from agentlace.rlds.reader import DatasetReader
+from agentlace.rlds.writer import Commit, DatasetWriter
+
+__all__ = [
+    "Commit",
+    "DatasetReader",
+    "DatasetWriter",
+    "Episode",
+    "Features",
+    "episode_from_transitions",
+]

@@ -206,6 +206,11 @@ def _is_long_over(path: Path) -> bool:
         return False
 
 
+def is_full(error: OSError) -> bool:
+    """Whether it is what a full disk, quota or file size limit says."""
+    return error.errno in _FULL
+
+
 @contextmanager
 def saying_when_full(path: Path, what: str) -> Iterator[None]:
     """Raise StoreFull for whatever a full disk, quota or file size limit says.
@@ -217,6 +222,6 @@ def saying_when_full(path: Path, what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL:
+        if not is_full(error):
             raise
         raise StoreFull(f"no room for {path} ({error.strerror}): {what}") from error

@@ -5,24 +5,23 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
-from agentlace.config import BadSetting
 from agentlace.errors import Closed, DecodeError, StoreFull
 from agentlace.rlds.episode import Episode
 from agentlace.rlds.features import Features
-from agentlace.rlds.folder import Folder, saying_when_full
+from agentlace.rlds.folder import Folder, is_full, saying_when_full
 from agentlace.rlds.images import ImageFormat, load_cv2
 from agentlace.rlds.joining import Joiner
 from agentlace.rlds.manifest import Manifest
 from agentlace.rlds.records import encode_episode
+from agentlace.rlds.settings import check_settings
 from agentlace.rlds.target import Target
 from agentlace.rlds.tfds import features_file, load_tfds
 from agentlace.rlds.tfrecord import framed_nbytes
@@ -33,9 +32,6 @@ SHARD_NBYTES = 128 << 20
 JOIN_AFTER = 64
 MAX_SHARDS = 99_999
 """TFDS writes five digits, and more for all shards if there are more."""
-
-_NAME = re.compile(r"[a-zA-Z]\w*", re.ASCII)
-_VERSION = re.compile(r"\d+\.\d+\.\d+", re.ASCII)
 
 
 class Commit(NamedTuple):
@@ -98,7 +94,7 @@ class DatasetWriter:
         threads: int | None = None,
     ) -> None:
         target = Target(shard_nbytes, shard_episodes)
-        _check_settings(name, version, image_format, target, join_after)
+        check_settings(name, version, image_format, target, join_after)
         load_cv2()
         load_tfds()
         self._image_format = image_format
@@ -220,10 +216,20 @@ class DatasetWriter:
         if self._pending or plain != self.cursor:
             waits = f"{len(self._pending)} episodes wait and are in no file; make room and commit"
             with self._lock, saying_when_full(self.directory, f"{waits} again"):
-                self._commit(plain)
+                self._commit_making_room(plain)
             self._joiner.consider()
         now = self._manifest
         return Commit(now.number, now.episodes, now.steps, now.nbytes)
+
+    def _commit_making_room(self, cursor: dict[str, Any] | None) -> None:
+        """Commit; if the disk is full, remove files that were joined and are kept for readers."""
+        try:
+            self._commit(cursor)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            self._folder.sweep(self._manifest, now=True)
+            self._commit(cursor)
 
     def _commit(self, cursor: dict[str, Any] | None) -> None:
         now = self._manifest
@@ -299,20 +305,3 @@ class DatasetWriter:
     ) -> None:
         """Close; does not commit, since only the caller knows the cursor."""
         self.close()
-
-
-def _check_settings(
-    name: str, version: str, image_format: str, target: Target, join_after: int
-) -> None:
-    if not _NAME.fullmatch(name):
-        raise BadSetting("name", name, "TFDS wants a letter, then letters, digits, underscores")
-    if not _VERSION.fullmatch(version):
-        raise BadSetting("version", version, 'TFDS wants three numbers, such as "1.0.0"')
-    if image_format not in get_args(ImageFormat):
-        raise BadSetting("image_format", image_format, "use png or jpeg")
-    if target.nbytes < 1:
-        raise BadSetting("shard_nbytes", target.nbytes, "must be positive")
-    if target.episodes is not None and target.episodes < 1:
-        raise BadSetting("shard_episodes", target.episodes, "must be positive")
-    if join_after < 2:
-        raise BadSetting("join_after", join_after, "must be 2 or more")

@@ -1,4 +1,4 @@
-"""Episodes written as RLDS by ours and by TFDS' SequentialWriter, and by ours until they are many."""
+"""Episodes written as RLDS: by ours, by TFDS' SequentialWriter, and by ours until they are many."""
 
 import tempfile
 import time

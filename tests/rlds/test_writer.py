@@ -309,6 +309,28 @@ def test_a_full_disk_leaves_the_dataset_as_it_was(tmp_path, left, mended):
         assert writer.cursor == {"next": 5 if mended else 3}
 
 
+def test_files_that_were_joined_make_room(tmp_path, monkeypatch):
+    with DatasetWriter(tmp_path, "some") as writer:
+        for number in range(3):
+            writer.append(episode(number))
+            writer.commit()
+        writer.join()
+        old = writer.directory / "shards-000000"
+        write_shard = writer._folder.write_shard
+
+        def full_while_the_old_files_are_there(*args):
+            if old.exists():
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return write_shard(*args)
+
+        monkeypatch.setattr(writer._folder, "write_shard", full_while_the_old_files_are_there)
+        assert old.exists()
+        writer.append(episode(3))
+        writer.commit()
+        assert not old.exists()
+    assert_holds(writer.directory, range(4))
+
+
 def test_what_counts_as_a_full_disk():
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         with pytest.raises(StoreFull, match=r"no room for x .*: nothing"):
