@@ -8,9 +8,9 @@ import json
 import os
 import shutil
 import signal
+import stat
 import sys
 import tempfile
-from pathlib import Path
 
 from agentlace.rlds.writer import DatasetWriter
 from tests.rlds.support import episode
@@ -24,7 +24,7 @@ class Killer:
 
     Args:
         at: number of the call, from 1; 0 for none.
-        how: "before" or "after" it, or "torn": instead of an fsync, half of the file is there.
+        how: "before" or "after" it, or "torn": of the file to be synced only half is there.
     """
 
     def __init__(self, at, how):
@@ -35,7 +35,8 @@ class Killer:
 
     def _counted(self, function):
         def call(*args, **kwargs):
-            self.calls.append(function.__name__)
+            of_file = function.__name__ == "fsync" and _is_file(args[0])
+            self.calls.append("fsync of a file" if of_file else function.__name__)
             if len(self.calls) == self.at:
                 self._last_step(function, args, kwargs)
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -46,10 +47,12 @@ class Killer:
     def _last_step(self, function, args, kwargs):
         if self.how == "after":
             function(*args, **kwargs)
-        elif self.how == "torn" and function.__name__ == "fsync":
-            size = os.fstat(args[0]).st_size
-            if Path(f"/proc/self/fd/{args[0]}").resolve().is_file():
-                os.truncate(f"/proc/self/fd/{args[0]}", size // 2)
+        elif self.how == "torn":
+            os.truncate(f"/proc/self/fd/{args[0]}", os.fstat(args[0]).st_size // 2)
+
+
+def _is_file(descriptor):
+    return stat.S_ISREG(os.fstat(descriptor).st_mode)
 
 
 def write(job):

@@ -294,8 +294,7 @@ with DatasetWriter(sys.argv[1], "some", join_after=3) as writer:
 """
 
 
-@pytest.mark.parametrize("left", [0, 1000, 4000])
-@pytest.mark.parametrize("mended", [True, False])
+@pytest.mark.parametrize(("left", "mended"), [(0, True), (1000, False), (4000, True)])
 def test_a_full_disk_leaves_the_dataset_as_it_was(tmp_path, left, mended):
     # A limit of the file size stands for the disk's end: both cut a write short with an error.
     command = [sys.executable, "-c", FULL, str(tmp_path), str(left), "mended" if mended else "no"]
