@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +19,8 @@ from agentlace.errors import (
 )
 from agentlace.transport.connection import Channel, Refused
 from agentlace.transport.keys import JOINED_MAX, StoreKeys
-from agentlace.transport.recent import Recent, Sent
+from agentlace.transport.pending import Pending
+from agentlace.transport.recent import MARK, Recent, Sent
 from agentlace.transport.resp import ErrorReply
 from agentlace.transport.room import Room
 from agentlace.transport.streams import (
@@ -56,6 +56,10 @@ class Producer:
         keys: which store.
         actor: the actor's identity.
         retention: returns the store's present retention.
+
+    Attributes:
+        pending: what the broker has not confirmed, oldest first.
+        number: of the last transition or mark that was taken.
     """
 
     def __init__(
@@ -73,7 +77,7 @@ class Producer:
         self._is_logged = False
         self._recent = Recent()
         self._encoder = codec.ChunkEncoder()
-        self.pending: deque[Sent] = deque()
+        self.pending = Pending()
         self.number = 0
 
     @property
@@ -95,11 +99,25 @@ class Producer:
             log.error("%d transitions of store %r may not travel", len(errors), self._keys.name)
             raise errors[0]
 
+    def take_mark(self, frame: codec.Frame) -> None:
+        """Put a mark behind what is pending; it takes the next number."""
+        self.number += 1
+        self.pending.append(Sent(self.number, self.number, frame, field=MARK))
+
     def untake(self, number: int) -> None:
         """Give back what was taken after this number, unsent."""
         while self.pending and self.pending[-1].first > number:
             self.pending.pop()
         self.number = number
+
+    def discard_after(self, number: int) -> bool:
+        """Drop what was taken after this number and never sent; returns whether that is all.
+
+        What was sent, or may have been, keeps its number: a consumer may have it.
+        """
+        while self.number > number and self.pending and not self.pending[-1].is_out:
+            self.number = self.pending.pop().first - 1
+        return self.number <= number
 
     def _take_split(
         self, rows: list[Any], meta: Mapping[str, Any], errors: list[EncodeError]
@@ -131,14 +149,14 @@ class Producer:
             StoreFull: no room; what is pending stays.
             ActorReplaced: a newer process uses this actor's identity.
         """
-        if not self.pending and not self._in_doubt:
+        if not self.pending.is_due and not self._in_doubt:
             return
         deadline = time.monotonic() + timeout_s
         self._channel.be_back_within(timeout_s)
-        while self.pending or self._in_doubt:
+        while self.pending.is_due or self._in_doubt:
             self._channel.settle(max(deadline - time.monotonic(), 0.0))
             self._meet_broker()
-            if self.pending:
+            if self.pending.is_due:
                 self._confirm(self.pending[0], deadline)
                 confirmed = self.pending.popleft()
                 if self._is_logged:
@@ -224,7 +242,7 @@ class Producer:
         if not (chunk.was_sent and self._is_stored(chunk_id)):
             self._room.make(chunk.frame.nbytes, deadline)
             self._append_in_time(chunk, chunk_id, deadline)
-        self._room.keep(chunk_id, chunk.last - chunk.first + 1, chunk.frame.nbytes)
+        self._room.keep(chunk_id, chunk.rows, chunk.frame.nbytes)
 
     def _append_in_time(self, chunk: Sent, chunk_id: StreamId, deadline: float) -> None:
         """Append to the stream, making room in a broker that is full."""
@@ -239,7 +257,7 @@ class Producer:
         channel = self._channel
         chunk.was_sent = True
         # That the stream does not expire meanwhile is the heartbeat's business.
-        entry = (b"%d-%d" % chunk_id, "first", chunk.first, "chunk", chunk.frame)
+        entry = (b"%d-%d" % chunk_id, "first", chunk.first, chunk.field, chunk.frame)
         channel.send([("XADD", self._stream, *entry)])
         channel.settle(max(deadline - time.monotonic(), 0.0))
         added = channel.receive()
