@@ -5,7 +5,9 @@
     server.py           TrainerServer: consumers of the streams, publisher of networks
     client.py           TrainerClient: an actor's end
     async_update.py     update() in a thread of its own
+    episodes.py         where an actor's episodes begin and end
     outbox.py           one store's way from the actor into its stream
+    request_settings.py what existing programs set on a client
     single_process.py   TrainerSMInterface: the same calls within one process
 """
 
