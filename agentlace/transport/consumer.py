@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from agentlace import codec
@@ -54,6 +54,7 @@ class Consumer:
         lease: as for :class:`Cursor`.
         on_applied: called with the same, and with what was refused, once the position has moved.
         on_mark: called with each mark, in its place between the transitions.
+        committed: as for :class:`Cursor`.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Consumer:
         lease: Lease | None = None,
         on_applied: OnApplied | None = None,
         on_mark: OnMark | None = None,
+        committed: dict[str, StreamId] | None = None,
     ) -> None:
         self._service = keys
         self._keys = keys.store(store)
@@ -74,7 +76,7 @@ class Consumer:
         self._on_applied = on_applied
         self._on_mark = on_mark
         self._channel = broker.channel()
-        self._cursor = Cursor(self._channel, self._keys, name, positions, lease)
+        self._cursor = Cursor(self._channel, self._keys, name, positions, lease, committed)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._actors: set[str] = set(positions)
@@ -93,6 +95,10 @@ class Consumer:
     def positions(self) -> dict[str, StreamId]:
         """Return the last applied ID per actor."""
         return self._cursor.positions
+
+    def commit(self, positions: Mapping[str, StreamId]) -> None:
+        """Publish these positions, soon, if it is not what is applied that is published."""
+        self._cursor.commit(positions)
 
     def register(self) -> None:
         """Make this consumer known, so that nothing that it has not read is trimmed."""

@@ -1,12 +1,15 @@
 """A consumer among the others: registered at the broker, its position in each stream published.
 
 What every registered consumer has read may be trimmed, so a position is published only after
-its transitions were applied, and trusted only as long as its consumer is registered.
+its transitions were applied, and trusted only as long as its consumer is registered. A consumer
+that keeps what it applied only from time to time (a recorder, whose episodes become data when
+they have ended) publishes what it has committed, which is behind what it has applied.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -32,7 +35,7 @@ class Lease(NamedTuple):
 
 
 class Cursor:
-    """Where one consumer stands. For the consumer's own thread.
+    """Where one consumer stands. For the consumer's own thread, but for :meth:`commit`.
 
     Args:
         channel: the consumer's.
@@ -42,6 +45,8 @@ class Cursor:
         lease: if given, this consumer replaces the others of its role, for as long as it holds
             the lease. One that was replaced without noticing (it slept) can then neither move its
             successor's positions nor have streams trimmed that only it has read.
+        committed: if given, these positions are published, and moved by :meth:`commit`; else what
+            is applied counts as committed.
     """
 
     def __init__(
@@ -51,6 +56,7 @@ class Cursor:
         name: str,
         positions: dict[str, StreamId],
         lease: Lease | None = None,
+        committed: dict[str, StreamId] | None = None,
     ) -> None:
         self._channel = channel
         self._keys = keys
@@ -59,7 +65,9 @@ class Cursor:
         self._lease = lease
         self._moved: dict[str, StreamId] = {}
         self._next_publish = 0.0
+        self._lock = threading.Lock()
         self.positions = positions
+        self.committed = positions if committed is None else committed
 
     def register(self) -> None:
         """Make this consumer known, so that nothing that it has not read is trimmed.
@@ -70,10 +78,11 @@ class Cursor:
             AlreadyServed: another server holds the lease.
         """
         commands: list[Command] = [("SADD", self._keys.consumers, self._name), ("DEL", self._key)]
-        commands += self._hset(self.positions)
+        with self._lock:
+            commands += self._hset(self.committed)
+            self._moved = {}
         if self._lease is not None:
             commands += self._succession(self._lease)
-        self._moved = {}
         self._channel.checked(self._channel.exchange(commands))
 
     def _succession(self, lease: Lease) -> list[Command]:
@@ -97,15 +106,26 @@ class Cursor:
 
     def move(self, actor: str, entry: StreamId) -> None:
         """Take note that everything up to this entry was applied."""
-        self.positions[actor] = self._moved[actor] = entry
+        self.positions[actor] = entry
+        if self.committed is self.positions:
+            self._moved[actor] = entry
+
+    def commit(self, positions: Mapping[str, StreamId]) -> None:
+        """Take note that everything up to these entries is kept for good; from any thread."""
+        with self._lock:
+            moved = {a: at for a, at in positions.items() if self.committed.get(a) != at}
+            self.committed.update(moved)
+            self._moved.update(moved)
 
     def forget_what_was_published(self) -> None:
         """Publish all positions the next time."""
-        self._moved = dict(self.positions)
+        with self._lock:
+            self._moved = dict(self.committed)
 
     def commands(self) -> list[Command]:
         """Return what publishes the positions that have moved; give the reply to :meth:`check`."""
-        moved, self._moved = self._moved, {}
+        with self._lock:
+            moved, self._moved = self._moved, {}
         self._next_publish = time.monotonic() + PUBLISH_EVERY_S
         return self._hset(moved)
 
@@ -140,7 +160,7 @@ class Cursor:
 
         A full broker refuses to note them, while the producers wait for them to be noted.
         """
-        for actor, position in self.positions.items():
+        for actor, position in list(self.committed.items()):
             others = cursors(self._channel, self._keys, actor)
             others.pop(self._name, None)
             read = min([position, *others.values()])

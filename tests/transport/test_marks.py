@@ -8,10 +8,11 @@ from transport_support import broker_at, wait_until
 
 from agentlace import codec
 from agentlace.codec.mark import BEGIN, DISCARD, END, TRUNCATED
+from agentlace.errors import StoreFull
 from agentlace.transport import consumer as consumer_module
 from agentlace.transport.channel import Channel
 from agentlace.transport.consumer import Consumer
-from agentlace.transport.streams import START, StreamId, newest_id
+from agentlace.transport.streams import START, Retention, StreamId, cursors, newest_id
 
 BEGINNING, ENDING = codec.Mark(BEGIN, None, 1), codec.Mark(END, TRUNCATED, 1)
 
@@ -243,3 +244,60 @@ def test_marks_do_not_wait_for_a_broker(actor):
 
     threading.Thread(target=take).start()
     assert done.wait(LONG_S)
+
+
+class TestWhatIsAppliedButNotCommitted:
+    """A recorder keeps an episode when it has ended: until then the stream must hold it."""
+
+    def consumer(self, broker, keys, positions, committed):
+        args = (broker, keys, STORE, lambda *_: None, "recorder:x", positions)
+        return Consumer(*args, committed=committed)
+
+    def test_only_what_is_committed_is_published(self, actor, broker, keys, channel):
+        robot, positions, committed = actor(), {}, {}
+        consumer = self.consumer(broker, keys, positions, committed)
+        consumer.start()
+        try:
+            robot.send(0, 10)
+            wait_until(lambda: positions.get("robot", START).number == 10)
+            where = (keys.store(STORE), "robot")
+            assert cursors(channel, *where)["recorder:x"] == START
+            kept = StreamId(positions["robot"].incarnation, 4)
+            consumer.commit({"robot": kept})
+            wait_until(lambda: cursors(channel, *where)["recorder:x"] == kept)
+            robot.send(10, 12)
+            wait_until(lambda: positions["robot"].number == 12)
+        finally:
+            consumer.stop()
+        assert cursors(channel, *where)["recorder:x"] == kept
+        assert committed == {"robot": kept}
+
+    def test_what_is_not_committed_is_not_trimmed(self, actor, broker, keys, channel):
+        robot, positions = actor(retention=Retention(max_bytes=20_000)), {}
+        consumer = self.consumer(broker, keys, positions, {})
+        consumer.start()
+        try:
+            robot.send(0, 4, size=1000)
+            wait_until(lambda: positions.get("robot", START).number == 4)
+            with pytest.raises(StoreFull, match="'recorder'"):
+                robot.send(4, 5, size=1000, timeout_s=0.2)
+            consumer.commit({"robot": positions["robot"]})
+            robot.producer.flush(LONG_S)
+            wait_until(lambda: positions["robot"].number == 5)
+        finally:
+            consumer.stop()
+
+    def test_a_restarted_one_publishes_what_is_committed(self, actor, broker, keys, channel):
+        robot, incarnation = actor(), None
+        robot.send(0, 10)
+        incarnation = robot.producer._incarnation
+        kept = {"robot": StreamId(incarnation, 6)}
+        consumer = self.consumer(broker, keys, dict(kept), dict(kept))
+        consumer.start()
+        try:
+            wait_until(lambda: consumer.positions["robot"].number == 10)
+            channel.call("SREM", keys.store(STORE).consumers, "recorder:x")
+            wait_until(lambda: cursors(channel, keys.store(STORE), "robot"))
+            assert cursors(channel, keys.store(STORE), "robot")["recorder:x"].number == 6
+        finally:
+            consumer.stop()
