@@ -29,6 +29,7 @@ LAYERS = {
     "action": 5,
     "inference": 5,
     "trainer": 5,
+    "recorder": 5,
     "gym_env": 6,
     "vector_env": 7,
     "robot": 6,

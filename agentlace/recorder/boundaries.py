@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-Ending = Literal["terminated", "truncated", "aborted"]
+from agentlace.rlds.episode import Ending
 
 TERMINATED = ("terminated", "terminals", "terminations")
 TRUNCATED = ("truncated", "truncates", "truncations")

@@ -10,8 +10,9 @@ import numpy as np
 
 from agentlace.codec import Chunk, Mark
 from agentlace.codec.mark import BEGIN, DISCARD
-from agentlace.recorder.boundaries import Continuity, Ending, ending_of, is_same
+from agentlace.recorder.boundaries import Continuity, ending_of, is_same
 from agentlace.recorder.episodes import CUT, GAP, GOES_ON, LEFT, REPLACED, Counts, Finished, Thread
+from agentlace.rlds.episode import Ending
 from agentlace.transport.streams import START, StreamId
 
 ROW_OVERHEAD_BYTES = 1024
@@ -212,9 +213,10 @@ def _before(at: StreamId) -> StreamId:
 
 def _policy_of(chunk: Chunk) -> np.int64:
     """Return the number of the network that acted, -1 if that is not known."""
-    policy = chunk.meta.get("policy")
+    policy: Any = chunk.meta.get("policy")
     is_told = isinstance(policy, list) and len(policy) == 2 and type(policy[1]) is int
-    return np.int64(policy[1] if is_told else -1)
+    version: np.int64 = np.int64(policy[1] if is_told else -1)
+    return version
 
 
 def _ending_of(row: Any) -> Ending | None:

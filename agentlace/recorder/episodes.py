@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from agentlace.recorder.boundaries import Ending
+from agentlace.rlds.episode import Ending
 from agentlace.transport.streams import StreamId
 
 CUT, GAP, VANISHED, LEFT, REPLACED = "cut", "gap", "vanished", "left", "replaced"
