@@ -13,6 +13,7 @@ from agentlace.recorder.watch import Seen, actors_of, lags_of, look, share_bytes
 from agentlace.transport.backoff import Backoff
 from agentlace.transport.connection import Broker
 from agentlace.transport.keys import FENCE_MS, ServiceKeys
+from agentlace.transport.presence import read_peer
 from agentlace.transport.streams import START, StreamId, newest_id
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,14 @@ class Attendance:
     def close(self) -> None:
         """Close the connection."""
         self._channel.close()
+
+    def warn_of_unknown_stores(self) -> None:
+        """Say which stores the trainer does not know, if it is there: a name may be mistaken."""
+        server = read_peer(self._channel, self._keys.server)
+        known = sorted((server or {}).get("stores", {}))
+        for store in self._scribe.books:
+            if server is not None and store not in known:
+                log.warning("the trainer has no store %r, but %s", store, known)
 
     def check(self, now: bool = False) -> None:
         """End the open episodes of actors that are gone, if it is time to look."""

@@ -62,6 +62,11 @@ class EpisodeBuilder:
         """Position before what is open: everything up to it is finished."""
         return self._floor if self.is_open else self.newest
 
+    @property
+    def open_rows(self) -> int:
+        """Number of transitions of the open episode."""
+        return len(self.rows)
+
     def add(self, chunk: Chunk, last: StreamId) -> list[Finished]:
         """Add transitions, of which the last one has this position; returns what is finished."""
         first = StreamId(last.incarnation, last.number - chunk.n + 1)

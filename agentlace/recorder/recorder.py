@@ -7,12 +7,12 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from agentlace._version import __version__
 from agentlace.config import BadSetting, BrokerURL
-from agentlace.errors import AgentlaceError, AlreadyServed
+from agentlace.errors import AgentlaceError, AlreadyServed, StoreFull
 from agentlace.recorder.attendance import Attendance
 from agentlace.recorder.report import Report, Status
 from agentlace.recorder.scribe import Scribe
@@ -83,6 +83,11 @@ class Recorder:
         data_dir, name, version = self._dataset
         return Path(data_dir).expanduser() / name / version
 
+    @property
+    def quarantine(self) -> Path:
+        """Folder of the episodes that do not fit; there if there are any."""
+        return self.directory.parent / f"quarantine-{self.settings.version}"
+
     def start(self) -> None:
         """Open the dataset and begin to read, in threads of its own.
 
@@ -107,7 +112,7 @@ class Recorder:
         self._writer = DatasetWriter(
             data_dir, name, version, image_format=self.settings.image_format
         )
-        sink = Sink(self._writer, self.directory.parent / f"quarantine-{version}")
+        sink = Sink(self._writer, self.quarantine)
         stores = [self._keys.store(store) for store in self.stores]
         self._scribe = scribe = Scribe(sink, stores, self._publish)
         self._report = Report(scribe)
@@ -117,6 +122,7 @@ class Recorder:
             self._consumers[store] = self._consumer(scribe, store)
         for consumer in self._consumers.values():
             consumer.start()
+        self._attendance.warn_of_unknown_stores()
 
     def _announce(self) -> None:
         """Take this recorder's name; two of one name would move each other's cursors."""
@@ -151,11 +157,12 @@ class Recorder:
 
     # -- working -------------------------------------------------------------------------------
 
-    def run(self, once: bool = False) -> None:
+    def run(self, once: bool = False, on_tick: Callable[[], object] | None = None) -> None:
         """Record until :meth:`interrupt`, or a failure; call :meth:`stop` afterwards.
 
         Args:
             once: return when all is read that is in the streams now.
+            on_tick: called several times a second, to show how things stand.
 
         Raises:
             StoreFull: the disk is full; what is not committed is still in the streams.
@@ -165,14 +172,25 @@ class Recorder:
         scribe, attendance = self._started()
         ahead = attendance.ahead() if once else None
         while not self._stop.wait(TICK_S):
-            if scribe.failure is not None:
-                raise scribe.failure
             attendance.check()
-            if time.monotonic() - scribe.committed_s > self.settings.commit_every_s:
-                scribe.commit()
+            self._commit(scribe)
+            if on_tick is not None:
+                on_tick()
             if ahead is not None and attendance.has_passed(ahead):
                 attendance.check(now=True)
                 return
+
+    def _commit(self, scribe: Scribe) -> None:
+        """Commit if it is time to, and raise what forbids to go on."""
+        is_time = time.monotonic() - scribe.committed_s > self.settings.commit_every_s
+        try:
+            if is_time or scribe.failure is not None:
+                scribe.commit()
+        except StoreFull as error:
+            raise StoreFull(
+                f"the recording stops: {error}. Whatever is not in the dataset is still in the "
+                "streams: make room, and record again"
+            ) from error
 
     def _started(self) -> tuple[Scribe, Attendance]:
         if self._scribe is None or self._attendance is None:
@@ -182,6 +200,11 @@ class Recorder:
     def interrupt(self) -> None:
         """Let :meth:`run` return; may be called from a signal handler."""
         self._stop.set()
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether it was interrupted or stopped."""
+        return self._stop.is_set()
 
     def status(self) -> Status:
         """Return how things stand."""
@@ -212,7 +235,7 @@ class Recorder:
                 steps.callback(self._attendance.close)
             if self._presence is not None:
                 steps.callback(self._presence.stop)
-            if forget:
+            if forget and self._consumers:
                 steps.callback(self._forget)
             for consumer in self._consumers.values():
                 steps.callback(consumer.stop)
