@@ -114,7 +114,7 @@ class Recorder:
         )
         sink = Sink(self._writer, self.quarantine)
         stores = [self._keys.store(store) for store in self.stores]
-        self._scribe = scribe = Scribe(sink, stores, self._publish)
+        self._scribe = scribe = Scribe(sink, stores, self._publish, self.settings.open_max_bytes)
         self._report = Report(scribe)
         self._announce()
         self._attendance = Attendance(self._broker, self._keys, scribe, self.settings)

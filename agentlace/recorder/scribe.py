@@ -10,7 +10,7 @@ from typing import Any
 
 from agentlace.codec import Chunk, Mark
 from agentlace.errors import Closed
-from agentlace.recorder.builder import NO_LIMIT, EpisodeBuilder
+from agentlace.recorder.builder import EpisodeBuilder
 from agentlace.recorder.episodes import Counts, Finished
 from agentlace.recorder.ledger import Book, stores_in, to_cursor
 from agentlace.recorder.sink import Sink
@@ -34,6 +34,7 @@ class Scribe:
         sink: where episodes go.
         stores: keys of the stores that are recorded.
         on_commit: called with a store's name and how far each of its streams is committed.
+        open_max_bytes: what is larger is cut, until :meth:`limit_open` says otherwise.
 
     Attributes:
         books: by the store's name.
@@ -46,6 +47,7 @@ class Scribe:
         sink: Sink,
         stores: Iterable[StoreKeys],
         on_commit: Callable[[str, Positions], object],
+        open_max_bytes: int,
     ) -> None:
         self._sink = sink
         self._lock = threading.RLock()
@@ -55,7 +57,7 @@ class Scribe:
         kept = {name: self._others.pop(prefix, None) for name, prefix in self._prefixes.items()}
         self.books = {name: Book.of(v) if v else Book() for name, v in kept.items()}
         self._floors = {name: book.floors for name, book in self.books.items()}
-        self._limits = dict.fromkeys(self.books, NO_LIMIT)
+        self._limits = dict.fromkeys(self.books, open_max_bytes)
         self.failure: Exception | None = None
         self.committed_s = time.monotonic()
 
