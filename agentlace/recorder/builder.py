@@ -105,7 +105,7 @@ class EpisodeBuilder:
     def cut_if_large(self) -> list[Finished]:
         """End what is open if it is larger than the limit; the rest is a further part."""
         if self.rows and self.nbytes > self.limit_bytes:
-            self._finish("truncated", CUT)
+            self._cut()
         return self._take_finished()
 
     # -- transitions ---------------------------------------------------------------------------
@@ -123,8 +123,16 @@ class EpisodeBuilder:
         ending = None if thread.is_marked else _ending_of(row)
         if ending is not None:
             self._finish(ending)
-        elif self.nbytes > self.limit_bytes:
-            self._finish("truncated", CUT)
+        elif self.nbytes > self.limit_bytes and len(self.rows) > 1:
+            self._cut()
+
+    def _cut(self) -> None:
+        """End a part, but for its last transition: only with that one the end may be told."""
+        last = self.rows.pop() if len(self.rows) > 1 else None
+        self._finish("truncated", CUT)
+        if last is not None:
+            self.rows, self.nbytes = [last], nbytes_of(last) + ROW_OVERHEAD_BYTES
+            self._floor = _before(self.newest)
 
     def _breaks(self, before: Any, row: Any) -> bool:
         """Whether the open episode ended with the row before, as the next observations tell."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from agentlace._version import __version__
 from agentlace.config import BadSetting, BrokerURL
-from agentlace.errors import AgentlaceError, AlreadyServed, StoreFull
+from agentlace.errors import AgentlaceError, AlreadyServed
 from agentlace.recorder.attendance import Attendance
 from agentlace.recorder.report import Report, Status
 from agentlace.recorder.scribe import Scribe
@@ -183,14 +183,8 @@ class Recorder:
     def _commit(self, scribe: Scribe) -> None:
         """Commit if it is time to, and raise what forbids to go on."""
         is_time = time.monotonic() - scribe.committed_s > self.settings.commit_every_s
-        try:
-            if is_time or scribe.failure is not None:
-                scribe.commit()
-        except StoreFull as error:
-            raise StoreFull(
-                f"the recording stops: {error}. Whatever is not in the dataset is still in the "
-                "streams: make room, and record again"
-            ) from error
+        if is_time or scribe.failure is not None:
+            scribe.commit()
 
     def _started(self) -> tuple[Scribe, Attendance]:
         if self._scribe is None or self._attendance is None:

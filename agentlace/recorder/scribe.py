@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from agentlace.codec import Chunk, Mark
-from agentlace.errors import Closed
+from agentlace.errors import Closed, StoreFull
 from agentlace.recorder.builder import EpisodeBuilder
 from agentlace.recorder.episodes import Counts, Finished
 from agentlace.recorder.ledger import Book, stores_in, to_cursor
@@ -103,7 +103,16 @@ class Scribe:
                 if self.writer.pending_nbytes > COMMIT_NBYTES:
                     self._commit()
             except Exception as error:
-                self.failure = error
+                self._fail(error)
+
+    def _fail(self, error: Exception) -> Exception:
+        """Enter and commit nothing from now on; returns the reason."""
+        if isinstance(error, StoreFull):
+            text = f"the recording stops: {error}. Whatever is not in the dataset is still in the "
+            cause, error = error, StoreFull(f"{text}streams: make room, and record again")
+            error.__cause__ = cause
+        self.failure = self.failure or error
+        return self.failure
 
     def limit_open(self, store: str, nbytes: int) -> None:
         """Cut what is larger, from now on."""
@@ -129,8 +138,7 @@ class Scribe:
             try:
                 return self._commit()
             except Exception as error:
-                self.failure = error
-                raise
+                raise self._fail(error) from error
 
     def _commit(self) -> bool:
         floors = {name: book.floors for name, book in self.books.items()}
@@ -160,10 +168,8 @@ class Scribe:
         """
         with self._lock:
             if self.failure is None:
-                try:
-                    self._commit()
-                finally:
-                    self.failure = self.failure or Closed("the recorder was stopped")
+                self.commit()
+                self.failure = Closed("the recorder was stopped")
 
     def counts(self) -> Mapping[str, Mapping[str, Counts]]:
         """Return the counts of each actor of each store; under "" those of forgotten ones."""

@@ -129,20 +129,34 @@ class TestParts:
         feed.rows(*(row(n) for n in range(7)))
         feed.end("terminated", ok=True)
         assert feed.episodes == [
-            ([0, 1, 2], "truncated", CUT),
-            ([3, 4, 5], "truncated", CUT),
+            ([0, 1], "truncated", CUT),
+            ([2, 3], "truncated", CUT),
+            ([4, 5], "truncated", CUT),
             ([6], "terminated", ""),
         ]
-        assert [f.thread.part for f in feed.finished] == [1, 2, 3]
+        assert [f.thread.part for f in feed.finished] == [1, 2, 3, 4]
+        assert [f.rows[-1]["next_observations"][0] for f in feed.finished] == [2, 4, 6, 7]
         assert len({f.thread.id for f in feed.finished}) == 1
         assert feed.finished[-1].thread.metadata == {"task": "x", "ok": True}
         assert feed.builder.counts == Counts(sent=1)
 
     def test_one_that_is_too_large_for_a_new_limit_is_cut(self, feed):
-        feed.rows(row(0), row(1))
-        feed.builder.limit_bytes = 1
+        feed.rows(row(0), row(1), row(2))
+        feed.builder.limit_bytes = nbytes_of(row(0)) + builder_module.ROW_OVERHEAD_BYTES + 8
         assert [numbers(f.rows) for f in feed.builder.cut_if_large()] == [[0, 1]]
         assert not feed.builder.cut_if_large()
+        assert feed.builder.floor == StreamId(FIRST, 2)
+        feed.builder.limit_bytes = 1
+        assert [numbers(f.rows) for f in feed.builder.cut_if_large()] == [[2]]
+        assert feed.builder.floor == StreamId(FIRST, 3)
+
+    def test_the_end_of_one_that_was_cut_is_not_lost(self, feed):
+        feed.builder.limit_bytes = 1
+        feed.begin()
+        for n in range(3):
+            feed.rows(row(n))
+        feed.end("terminated")
+        assert feed.episodes[-1] == ([2], "terminated", "")
 
     def test_a_vanished_actor_comes_back(self, feed):
         feed.begin()
@@ -179,9 +193,7 @@ class TestParts:
     def test_what_was_cut_and_is_discarded_stays_as_far_as_it_was_written(self, feed):
         feed.builder.limit_bytes = 1
         feed.begin()
-        feed.rows(row(0))
-        feed.builder.limit_bytes = 1 << 40
-        feed.rows(row(1))
+        feed.rows(row(0), row(1))
         feed.discard()
         assert feed.episodes == [([0], "truncated", CUT)]
         assert feed.builder.counts == Counts(sent=1, discarded=1)
@@ -254,7 +266,21 @@ class TestPositions:
             *("row 0", "row 1", "done 2", "row 5", "begin", "row 10", "row 11", "begin"),
             *("row 20", "end", "row 30", "row 31", "row 40", "row 41", "begin", "row 50"),
             *("discard", "begin", "row 60", "vanish", "row 61", "end", "row 70", "new"),
-            *("row 80", "done 81", "begin", "row 90", "end", "skip", "row 95", "done 96"),
+            *(
+                "row 80",
+                "done 81",
+                "small",
+                "row 82",
+                "row 83",
+                "done 84",
+                "large",
+                "begin",
+                "row 90",
+                "end",
+                "skip",
+                "row 95",
+                "done 96",
+            ),
         ]
         whole = self.play(script, None)
         assert len(whole[0]) > 9
@@ -283,7 +309,9 @@ class TestPositions:
         for line, at in played:
             episode += line == "begin"
             episode *= line != "new"
-            if line not in ("vanish", "skip", "new") and at > floor:
+            if line in ("small", "large"):
+                self.step(again, line)
+            elif line not in ("vanish", "skip", "new") and at > floor:
                 again.incarnation, again.number = at.incarnation, at.number - 1
                 again.episode = episode - (line == "begin")
                 self.step(again, line)
@@ -296,6 +324,8 @@ class TestPositions:
             feed.rows(row(int(n[0]), last=what == "done"))
         elif what == "vanish":
             feed._note(feed.builder.abort(VANISHED))
+        elif what in ("small", "large"):
+            feed.builder.limit_bytes = 1 if what == "small" else 1 << 40
         elif what == "new":
             feed.incarnation, feed.number, feed.episode = feed.incarnation + 1, 0, 0
         elif what == "skip":

@@ -378,6 +378,8 @@ class TestWhatDoesNotFit:
         status = recorder.status()
         assert (status.counts.sent, status.counts.written) == (3, 2)
         assert not status.is_complete
+        recording.stop()
+        assert record().recorder.status().is_complete  # since then, nothing else
 
     @pytest.mark.parametrize(
         ("rows", "reason"),
@@ -462,6 +464,11 @@ class TestRefusals:
         assert isinstance(recording.outcome(), AlreadyServed)
         recording.recorder.stop()
         channel.close()
+
+    def test_a_store_that_the_trainer_does_not_know(self, trainer, record, caplog):
+        trainer("env", "demos")
+        record("nev")
+        assert "the trainer has no store 'nev', but ['demos', 'env']" in caplog.text
 
     def test_no_broker(self, tmp_path):
         recorder = Recorder(["env"], tmp_path, NAME, broker="redis://127.0.0.1:1")
