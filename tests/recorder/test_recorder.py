@@ -1,6 +1,7 @@
 """What actors send is in the dataset, once and the same, whoever goes and comes meanwhile."""
 
 import sys
+import time
 
 import gymnasium as gym
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from agentlace import AlreadyServed, BrokerUnreachable, Retention
 from agentlace.config import BadSetting, BrokerURL
+from agentlace.data import QueuedDataStore
 from agentlace.recorder import Recorder, Settings, read_quarantined
 from agentlace.recorder.episodes import CUT, LEFT, REPLACED, VANISHED
 from agentlace.transport.connection import Broker
@@ -482,6 +484,22 @@ class TestRefusals:
         for name in ("abort_after_s", "open_max_bytes", "commit_every_s"):
             with pytest.raises(BadSetting, match=name):
                 Settings(**{name: 0})
+
+
+def test_when_each_transition_was_inserted(trainer, actor, record):
+    trainer()
+    recording, client = record(), actor()
+    client._outboxes["env"].store = queue = QueuedDataStore(100, stamps=True)
+    before = time.time_ns(), time.monotonic_ns()
+    queue.insert(row(0))
+    queue.batch_insert([row(1), row(2, last=True)])
+    after = time.time_ns(), time.monotonic_ns()
+    assert client.update()
+    (episode,) = recording.has(1)
+    for key, first, last in zip(("wall_time_ns", "monotonic_time_ns"), before, after, strict=True):
+        times = [int(step[key]) for step in episode.steps]
+        assert [first, *times, last] == sorted([first, *times, last])
+        assert times[-1] == times[-2]
 
 
 def test_a_trainer_is_not_needed(actor, trainer, record):
