@@ -40,10 +40,12 @@ def ending_of(row: Mapping[str, Any], ends: bool = False) -> Ending | None:
     """Return how an episode ends with a transition; None if it goes on.
 
     Args:
-        row: the transition; :func:`ends_of` tells whether it is the last. It is terminated if
-            it says so, or its mask is 0, or if ``dones`` is all that it says.
+        row: the transition; :func:`ends_of` tells whether it is the last, and so does
+            ``truncates`` beside it. It is terminated if it says so, or its mask is 0, or if
+            ``dones`` is all that it says.
         ends: whether it is the last, whatever it says.
     """
+    ends = ends or bool(np.any(row.get("truncates", False)))
     if not (ends or ends_of({k: np.asarray(row[k])[None] for k in TOLD if k in row}, 1)[0]):
         return None
     if "terminated" in row:

@@ -7,49 +7,19 @@ from typing import Any
 
 import numpy as np
 
+from agentlace.data.ends import ending_of
 from agentlace.rlds.episode import Ending
 
-TERMINATED = ("terminated", "terminals", "terminations")
-TRUNCATED = ("truncated", "truncates", "truncations")
 MIN_TRUST = 0.5
 """Where fewer next observations than this continue, they tell nothing about episodes."""
 
 
-def ending_of(row: Mapping[str, Any]) -> Ending | None:
-    """Return how an episode ends with this transition; None if it goes on.
-
-    ``end_of_trajectory``, else ``dones``, else ``terminated`` or ``truncated``, else ``masks``
-    tell whether it ends (as for trajectory stores), and ``truncates`` does beside any of them.
-    ``masks`` of 0 then say that the environment ended it, and so does ``dones`` where nothing
-    says that it was a limit.
-    """
-    limited = any(_is_set(row, key) for key in TRUNCATED)
-    terminated = any(_is_set(row, key) for key in TERMINATED)
-    if not (limited or _is_over(row, terminated)):
-        return None
-    if terminated:
-        return "terminated"
-    if "masks" in row:
-        return "truncated" if _is_set(row, "masks") else "terminated"
-    return "terminated" if _is_set(row, "dones") and not limited else "truncated"
-
-
-def _is_over(row: Mapping[str, Any], terminated: bool) -> bool:
-    for key in ("end_of_trajectory", "dones"):
-        if key in row:
-            return _is_set(row, key)
-    if any(key in row for key in TERMINATED + TRUNCATED):
-        return terminated
-    return "masks" in row and not _is_set(row, "masks")
-
-
-def _is_set(row: Mapping[str, Any], key: str) -> bool:
-    """Whether an entry is there, a number or array, and not all zero."""
+def told_ending(row: Any) -> Ending | None:
+    """Return how an episode ends with this transition, if that tells it; else None."""
     try:
-        value = np.asarray(row.get(key))
-    except ValueError:  # ragged
-        return False
-    return value.dtype.kind in "biuf" and bool(value.any())
+        return ending_of(row) if isinstance(row, Mapping) else None
+    except (TypeError, ValueError):  # ragged lists, and the like
+        return None
 
 
 def is_same(one: Any, other: Any) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 
 from agentlace.codec import Chunk, Mark
 from agentlace.codec.mark import BEGIN, DISCARD
-from agentlace.recorder.boundaries import Continuity, ending_of, is_same
+from agentlace.recorder.boundaries import Continuity, is_same, told_ending
 from agentlace.recorder.episodes import CUT, GAP, GOES_ON, LEFT, REPLACED, Counts, Finished, Thread
 from agentlace.rlds.episode import Ending
 from agentlace.transport.streams import START, StreamId
@@ -24,7 +24,7 @@ class EpisodeBuilder:
     """Builds one actor's episodes of one store. Not thread-safe: its owner holds a lock.
 
     An episode that was begun with a mark ends with a mark: its end, its discarding, or the next
-    one's beginning. Any other ends as its transitions tell (:func:`ending_of`, next observations
+    one's beginning. Any other ends as its transitions tell (:func:`told_ending`, next observations
     that do not continue), or with a mark of its end. Where transitions got lost, or the actor was
     started anew, what was open ends as aborted, and something new begins. What was cut or whose
     actor vanished goes on in a further part, if more of it comes.
@@ -120,7 +120,7 @@ class EpisodeBuilder:
         self.rows.append(row)
         self.nbytes += nbytes_of(row) + ROW_OVERHEAD_BYTES
         self.newest = at
-        ending = None if thread.is_marked else _ending_of(row)
+        ending = None if thread.is_marked else told_ending(row)
         if ending is not None:
             self._finish(ending)
         elif self.nbytes > self.limit_bytes and len(self.rows) > 1:
@@ -167,7 +167,7 @@ class EpisodeBuilder:
     def _end_unsaid(self) -> None:
         """End an episode that another one follows without an end between them."""
         if self.rows:
-            self._finish(_ending_of(self.rows[-1]) or "aborted")
+            self._finish(told_ending(self.rows[-1]) or "aborted")
         elif self.is_open:
             self._end_empty()
 
@@ -230,10 +230,6 @@ def _policy_of(chunk: Chunk) -> np.int64:
     is_told = isinstance(policy, list) and len(policy) == 2 and type(policy[1]) is int
     version: np.int64 = np.int64(policy[1] if is_told else -1)
     return version
-
-
-def _ending_of(row: Any) -> Ending | None:
-    return ending_of(row) if isinstance(row, dict) else None
 
 
 def nbytes_of(tree: Any) -> int:

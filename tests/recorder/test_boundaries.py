@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from agentlace.recorder.boundaries import Continuity, ending_of, is_same
+from agentlace.recorder.boundaries import Continuity, is_same, told_ending
 
 from .support import row
 
@@ -25,20 +25,18 @@ from .support import row
         ({"terminated": True, "truncated": False}, "terminated"),
         ({"terminated": False, "truncated": True}, "truncated"),
         ({"terminated": False, "truncated": False}, None),
-        ({"terminals": True, "masks": 0.0}, "terminated"),
         ({"end_of_trajectory": True}, "truncated"),
         ({"end_of_trajectory": True, "dones": True}, "terminated"),
         ({"end_of_trajectory": True, "dones": False, "masks": 0.0}, "terminated"),
         ({"end_of_trajectory": False, "dones": True}, None),
         ({"dones": None}, None),
-        ({"dones": "False"}, None),
         ({"dones": [[1], [1, 2]]}, None),
         ({}, None),
     ],
     ids=str,
 )
 def test_how_a_transition_ends_its_episode(flags, ending):
-    assert ending_of(flags) == ending
+    assert told_ending(flags) == ending
 
 
 SAME = [
