@@ -3,6 +3,7 @@
 ::
 
     action.py  inference.py  trainer/  gym_env.py    the services, each with both ends
+    recorder/                                        streams recorded as RLDS episodes
     vector_env.py  robot/                            what is built on them
     service/                                         what servers and clients have in common
     data/                                            stores of transitions

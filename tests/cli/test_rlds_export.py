@@ -137,38 +137,39 @@ def _is_read(client):
     return sum(b"cmd=xread" in line for line in listed) >= 3  # two of the trainer, one of it
 
 
-def test_a_full_disk_stops_it_and_nothing_is_lost(client, export, episodes):
+@pytest.fixture
+def small_disk(tmp_path):
+    """Return a source that runs before the program and leaves it little room; and an end to that.
+
+    A file system of half a megabyte, or, where none may be mounted, a limit of files' sizes.
+    """
+    folder = str(tmp_path / "data")
+    os.mkdir(folder)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", folder]
+    if subprocess.run(mount, capture_output=True).returncode:
+        yield SMALL_FILES, lambda: None
+        return
+    try:
+        grow = ["mount", "-o", "remount,size=20m", folder]
+        yield "", lambda: subprocess.run(grow, check=True)
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_stops_it_and_nothing_is_lost(client, export, episodes, small_disk):
+    source, make_room = small_disk
     for n in range(40):
         send(client, n, 1, noise=np.random.default_rng(n).normal(size=1500))
-    program = export("--once", source=SMALL_FILES + COMMAND)
+    program = export("--once", source=source + COMMAND)
     assert program.wait(LONG_S) == 1, output(program)
     (line,) = [line for line in program.lines if "agentlace: " in line]
     assert "the recording stops: no room for" in line
     assert "still in the streams: make room, and record again" in line
     assert "Traceback" not in output(program)
+    make_room()
     again = export("--once")
     assert again.wait(LONG_S) == 0, output(again)
     assert firsts(episodes()) == list(range(40))
-
-
-def test_a_full_disk_that_is_one(client, export, episodes, tmp_path):
-    (tmp_path / "data").mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(tmp_path / "data")]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("no file system may be mounted here")
-    try:
-        for n in range(40):
-            send(client, n, 1, noise=np.random.default_rng(n).normal(size=1500))
-        program = export("--once")
-        assert program.wait(LONG_S) == 1, output(program)
-        assert program.line("the recording stops: no room for")
-        grow = ["mount", "-o", "remount,size=20m", str(tmp_path / "data")]
-        subprocess.run(grow, check=True)
-        again = export("--once")
-        assert again.wait(LONG_S) == 0, output(again)
-        assert firsts(episodes()) == list(range(40))
-    finally:
-        subprocess.run(["umount", str(tmp_path / "data")], check=True)
 
 
 def test_a_difference_gives_a_status(client, export, episodes):

@@ -141,7 +141,7 @@ def test_a_recorder_that_is_killed_again_and_again(lab):
     print(f"seed {seed}")
     rng, pause = random.Random(seed), threading.Event()
     actors = lab.actors(2)
-    for _ in range(5):
+    for _ in range(4):
         recorder = lab.recorder()
         recorder.line("recording", LONG_S)
         pause.wait(rng.uniform(0.05, 0.8))

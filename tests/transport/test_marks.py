@@ -4,7 +4,7 @@ import threading
 
 import pytest
 from stream_support import LONG_S, STORE, Actor, rows
-from transport_support import broker_at, wait_until
+from transport_support import broker_at, once, wait_until
 
 from agentlace import codec
 from agentlace.codec.mark import BEGIN, DISCARD, END, TRUNCATED
@@ -143,6 +143,7 @@ def test_a_resent_mark_comes_once(actor, listen):
     assert listener.wait(3) == [0, (END, 1, 2), 1]
 
 
+@once
 class TestWhatIsPending:
     def test_what_is_held_is_not_sent(self, actor, listen):
         robot, listener = actor(), listen()
@@ -246,6 +247,7 @@ def test_marks_do_not_wait_for_a_broker(actor):
     assert done.wait(LONG_S)
 
 
+@once
 class TestWhatIsAppliedButNotCommitted:
     """A recorder keeps an episode when it has ended: until then the stream must hold it."""
 
