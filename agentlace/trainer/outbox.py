@@ -84,7 +84,7 @@ class Outbox:
             refused = self._encode(taken, meta)
         except BaseException:  # a Ctrl-C: what was not noted as taken comes again
             if self._position != taken.last_id:
-                self.producer.untake(before)
+                self.producer.pending.untake(before)
             raise
         if self.producer.pending.hold_from is not None:
             self.producer.pending.own(before)  # update() returns, and arrays change
@@ -130,21 +130,21 @@ class Outbox:
         if self.begun_at is None:
             raise AgentlaceError(f"store {self.name!r} has no episode to discard: begin one first")
         refused = self._take_new(meta)
-        is_gone = self.producer.discard_after(self.begun_at)
+        is_gone = self.producer.pending.discard_after(self.begun_at)
         while self._sent and self._sent[-1][0] > self.producer.number:
             self._sent.pop()
         if is_gone:
             self.episodes -= 1
         else:
             frame = codec.encode_mark(replace(mark, episode=self.episodes))
-            self.producer.take_mark(frame)
+            self.producer.pending.take_mark(frame)
         self.begun_at = self.producer.pending.hold_from = None
         return refused
 
     def _mark(self, mark: codec.Mark, meta: Mapping[str, Any]) -> EncodeError | None:
         frame = codec.encode_mark(mark)
         refused = self._take_new(meta)
-        self.producer.take_mark(frame)
+        self.producer.pending.take_mark(frame)
         self._bound()
         return refused
 

@@ -20,7 +20,7 @@ from agentlace.errors import (
 from agentlace.transport.connection import Channel, Refused
 from agentlace.transport.keys import JOINED_MAX, StoreKeys
 from agentlace.transport.pending import Pending
-from agentlace.transport.recent import MARK, Recent, Sent
+from agentlace.transport.recent import Recent, Sent
 from agentlace.transport.resp import ErrorReply
 from agentlace.transport.room import Room
 from agentlace.transport.streams import (
@@ -59,7 +59,6 @@ class Producer:
 
     Attributes:
         pending: what the broker has not confirmed, oldest first.
-        number: of the last transition or mark that was taken.
     """
 
     def __init__(
@@ -78,12 +77,16 @@ class Producer:
         self._recent = Recent()
         self._encoder = codec.ChunkEncoder()
         self.pending = Pending()
-        self.number = 0
 
     @property
     def dropped(self) -> int:
         """Transitions that no consumer had read when they were dropped."""
         return self._room.dropped
+
+    @property
+    def number(self) -> int:
+        """Number of the last transition or mark that was taken."""
+        return self.pending.number
 
     def take(self, rows: Sequence[Any], meta: Mapping[str, Any]) -> None:
         """Encode transitions and put them behind those that are pending.
@@ -98,26 +101,6 @@ class Producer:
         if errors:
             log.error("%d transitions of store %r may not travel", len(errors), self._keys.name)
             raise errors[0]
-
-    def take_mark(self, frame: codec.Frame) -> None:
-        """Put a mark behind what is pending; it takes the next number."""
-        self.number += 1
-        self.pending.append(Sent(self.number, self.number, frame, field=MARK))
-
-    def untake(self, number: int) -> None:
-        """Give back what was taken after this number, unsent."""
-        while self.pending and self.pending[-1].first > number:
-            self.pending.pop()
-        self.number = number
-
-    def discard_after(self, number: int) -> bool:
-        """Drop what was taken after this number and never sent; returns whether that is all.
-
-        What was sent, or may have been, keeps its number: a consumer may have it.
-        """
-        while self.number > number and self.pending and not self.pending[-1].is_out:
-            self.number = self.pending.pop().first - 1
-        return self.number <= number
 
     def _take_split(
         self, rows: list[Any], meta: Mapping[str, Any], errors: list[EncodeError]
@@ -135,8 +118,7 @@ class Producer:
             self._take_split(rows[:middle], meta, errors)
             self._take_split(rows[middle:], meta, errors)
             return
-        first, self.number = self.number + 1, self.number + len(rows)
-        self.pending.append(Sent(first, self.number, frame))
+        self.pending.take(frame, len(rows))
 
     def flush(self, timeout_s: float) -> None:
         """Send what is pending; blocks until the broker has it, at most ``timeout_s``.

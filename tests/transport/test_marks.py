@@ -62,7 +62,7 @@ def listen(broker, keys):
 
 
 def mark(robot, mark):
-    robot.producer.take_mark(codec.encode_mark(mark))
+    robot.producer.pending.take_mark(codec.encode_mark(mark))
 
 
 def test_marks_come_in_their_place(actor, listen):
@@ -162,9 +162,9 @@ class TestWhatIsPending:
         producer.take(rows(0, 2), {})
         before = producer.number
         mark_at = producer.number
-        producer.take_mark(codec.encode_mark(BEGINNING))
+        producer.pending.take_mark(codec.encode_mark(BEGINNING))
         producer.take(rows(2, 6), {})
-        assert producer.discard_after(mark_at)
+        assert producer.pending.discard_after(mark_at)
         assert producer.number == before
         assert [sent.last for sent in producer.pending] == [2]
 
@@ -173,7 +173,7 @@ class TestWhatIsPending:
         mark(robot, BEGINNING)
         robot.send(0, 2)
         robot.producer.take(rows(2, 4), {})
-        assert not robot.producer.discard_after(0)
+        assert not robot.producer.pending.discard_after(0)
         assert robot.producer.number == 3
         mark(robot, codec.Mark(DISCARD, None, 1))
         robot.send(4, 5)
@@ -184,7 +184,7 @@ class TestWhatIsPending:
         producer.take(rows(0, 2), {})
         producer.pending[0].was_sent = True
         producer.take(rows(2, 4), {})
-        assert not producer.discard_after(0)
+        assert not producer.pending.discard_after(0)
         assert producer.number == 2
 
     def test_the_oldest_gives_way(self, actor, listen):
