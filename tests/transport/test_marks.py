@@ -281,7 +281,7 @@ class TestWhatIsAppliedButNotCommitted:
         try:
             robot.send(0, 4, size=1000)
             wait_until(lambda: positions.get("robot", START).number == 4)
-            with pytest.raises(StoreFull, match="'recorder'"):
+            with pytest.raises(StoreFull, match="'recorder"):
                 robot.send(4, 5, size=1000, timeout_s=0.2)
             consumer.commit({"robot": positions["robot"]})
             robot.producer.flush(LONG_S)
