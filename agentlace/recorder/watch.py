@@ -84,10 +84,11 @@ def _lag(channel: Channel, keys: StoreKeys, actor: str, position: StreamId) -> i
 def share_bytes(channel: Channel, service: ServiceKeys, keys: StoreKeys) -> int:
     """Return what the broker keeps of each actor's stream of a store, as producers reckon it."""
     server = read_peer(channel, service.server)
-    told = (server or {}).get("stores", {}).get(keys.name)
-    retention = Retention(**told) if told else Retention()
-    limit = _maxmemory(channel) // 2
-    total = min(retention.max_bytes, limit) if limit else retention.max_bytes
+    stores = (server or {}).get("stores", {})
+    retention = Retention(**stores[keys.name]) if keys.name in stores else Retention()
+    total, limit = retention.max_bytes, _maxmemory(channel) // 2
+    if limit:  # all stores of the trainer share it
+        total = min(total, limit // max(1, len(stores)))
     return total // max(1, int(channel.call("SCARD", keys.actors)))
 
 
