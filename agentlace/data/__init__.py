@@ -13,6 +13,9 @@
     rate_limiter.py           when a store may be sampled
     prefetch.py, augment.py   sampling in the background, onto a device; random crops there
     snapshots.py              snapshots that write only what is new
+    demos.py                  demonstrations from files, loaded in advance
+    tfds.py, steps.py         stores filled from RLDS datasets, whose steps become transitions
+    minari_format.py, lerobot_format.py    RLDS episodes in other formats
 
     rlds_writer.py            records episodes in this process, as an RLDS dataset
 

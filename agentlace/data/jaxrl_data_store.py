@@ -26,8 +26,8 @@ class ReplayBufferDataStore(ReplayBuffer):
     float32 scalars). Further keys of the first transition, such as ``dones``, are stored too.
 
     Args:
-        observation_space: a ``gymnasium.spaces`` Box, Discrete, MultiBinary, MultiDiscrete, or
-            a Dict or Tuple of them.
+        observation_space: a ``gymnasium.spaces`` Box, Discrete, MultiBinary, MultiDiscrete,
+            Text, or a Dict or Tuple of them.
         action_space: likewise.
         capacity: in transitions.
         rlds_logger: is told each transition, see
@@ -124,6 +124,8 @@ def example_of(space: Any) -> Any:
         return {key: example_of(value) for key, value in inner.items()}
     if inner is not None:
         return tuple(example_of(value) for value in inner)
+    if hasattr(space, "max_length"):
+        return np.zeros((), f"<U{space.max_length}")
     if getattr(space, "shape", None) is None:
         raise TypeError(f"a {type(space).__name__} space has no fixed shape")
     return np.zeros(space.shape, space.dtype)
