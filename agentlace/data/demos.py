@@ -14,7 +14,10 @@ from agentlace.data.archive import archive_path, replace_file
 from agentlace.data.columns import Array, leaves_of, map_leaves, nested
 from agentlace.data.data_store import put
 from agentlace.data.sampled_store import SampledStore
+from agentlace.data.steps import pair
+from agentlace.data.tfds import step_columns
 from agentlace.errors import DecodeError, MissingExtra
+from agentlace.rlds.reader import DatasetReader
 
 CHUNK_ROWS = 1024
 """So many transitions are inserted at a time."""
@@ -103,6 +106,31 @@ def load_minari(store: SampledStore, dataset: Any) -> int:
             raise MissingExtra("minari", "minari") from error
         dataset = minari.load_dataset(dataset)
     return sum(_insert(store, *_of_episode(episode)) for episode in dataset.iterate_episodes())
+
+
+def load_rlds(store: SampledStore, dataset: str | os.PathLike[str] | Iterable[Any]) -> int:
+    """Insert the episodes of an RLDS dataset; they count as preloaded.
+
+    One episode at a time is in memory.
+
+    Args:
+        store: takes transitions as :func:`load_minari` makes them.
+        dataset: its folder, ``<data_dir>/<name>/<version>``, or episodes as
+            :func:`~agentlace.data.tfds.populate_datastore` takes them.
+
+    Returns:
+        The number of transitions.
+
+    Raises:
+        FileNotFoundError: there is no such dataset.
+        DecodeError: it is damaged, or no RLDS.
+        MissingExtra: what reads it is not installed.
+        SchemaMismatch: the transitions do not fit the store; none beyond were inserted.
+    """
+    if isinstance(dataset, str | os.PathLike):
+        dataset = DatasetReader(dataset).episodes()
+    episodes = (pair(steps) for steps in step_columns(dataset))
+    return sum(_insert(store, episode.columns, len(episode.at)) for episode in episodes)
 
 
 def _of_episode(episode: Any) -> tuple[dict[str, Any], int]:
