@@ -26,7 +26,7 @@ ifeq ($(shell "$(BIN)/python" -c 'import sys; print("%d.%d" % sys.version_info[:
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench constraints clean python
+.PHONY: help demo test lint bench lerobot constraints clean python
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -44,6 +44,12 @@ lint: $(STAMP) ## Check style, format and types
 
 bench: $(STAMP) ## Run the benchmarks beside their peers (BENCH_ARGS=--list names the rows)
 	@$(BIN)/python -m benchmarks --install $(BENCH_ARGS)
+
+lerobot: python ## Test the converter to LeRobot, in an environment of its own
+	@"$(PYTHON)" -m venv $(VENV)-lerobot
+	@echo "==> installing lerobot (minutes, the first time)"
+	@$(VENV)-lerobot/bin/python -m pip install $(PIP_QUIET) 'lerobot[dataset]' '.[rlds]' pytest pytest-timeout
+	@$(VENV)-lerobot/bin/python -m pytest tests/data/test_lerobot_format.py
 
 constraints: python ## Pin today's newest versions for every supported Python
 	@echo "==> resolving constraints/ (Linux on x86-64)"
@@ -63,7 +69,7 @@ constraints: python ## Pin today's newest versions for every supported Python
 	@rm -rf $(VENV)-pins
 
 clean: ## Remove the environment, caches and built files
-	rm -rf $(VENV) $(VENV)-pins build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-pins $(VENV)-lerobot build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -path ./.git -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 PIP_QUIET := -qq --disable-pip-version-check --no-input
