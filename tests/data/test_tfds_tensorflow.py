@@ -4,6 +4,9 @@ The only module of these tests that imports TensorFlow.
 """
 
 import os
+import re
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -188,6 +191,16 @@ def test_a_loader_of_the_open_x_kind_reads_every_frame(tf, tfds, dataset):
         assert frame["robot"].decode() == f"arm {e}"
         flags = (frame["is_first"], frame["is_last"], frame["is_terminal"])
         assert flags == (t == 0, t == n, t == n and ENDINGS[e % 3] == "terminated")
+
+
+def test_the_loader_in_the_docs(tf, tfds, tmp_path, monkeypatch, capsys):
+    text = (Path(__file__).parents[2] / "docs" / "rlds.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    for name in ("record.py", "loader.py"):
+        (source,) = re.findall(rf"```python\n# {name}\n(.*?)```", text, re.DOTALL)
+        Path(name).write_text(source)
+        runpy.run_path(name)
+    assert capsys.readouterr().out == "data/cube/1.0.0\n22 frames; 1 terminal\n"
 
 
 def test_spaces_and_values_of_tensors(tf):
