@@ -163,7 +163,8 @@ class DatasetReader:
             DecodeError: a record is damaged; says in which file and where.
             ValueError: no such split.
         """
-        with ThreadPoolExecutor(self._threads, "agentlace-rlds-decode") as threads:
+        threads = ThreadPoolExecutor(self._threads, "agentlace-rlds-decode")
+        try:
             for number, record in enumerate(self.records(split, start), start):
                 try:
                     yield self._decoded(record, threads)
@@ -171,6 +172,10 @@ class DatasetReader:
                     reason = f"{type(error).__name__}: {error}"
                     where = f"episode {number} of {self.directory}"
                     raise DecodeError(f"{where} does not fit the features: {reason}") from error
+        finally:
+            # Waits for none of them: what is left in the middle may be collected anywhere, also
+            # where a thread that is just starting or ending holds locks that a join needs.
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def decode(self, record: bytes) -> Episode:
         """Return the episode of one record; whatever is wrong with it comes out as it is."""

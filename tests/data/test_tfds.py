@@ -1,5 +1,6 @@
 """Stores that are filled from RLDS episodes."""
 
+import threading
 import tracemalloc
 
 import numpy as np
@@ -16,6 +17,7 @@ from agentlace.data.tfds import (
     tensor_spec_to_gym_space,
 )
 from agentlace.data.trajectory_ring import DataShape
+from agentlace.rlds.reader import DatasetReader
 from agentlace.rlds.writer import DatasetWriter
 
 from .rlds_episodes import check_transition, episode, episodes, expected, observation
@@ -204,6 +206,14 @@ def test_a_dataset_is_read_one_episode_at_a_time(tmp_path):
         tracemalloc.stop()
     assert store.inserted == 12 * 20 and len(store) == 8
     assert peak < nbytes / 2, (peak, nbytes)
+
+
+def test_a_reader_that_is_left_in_the_middle_joins_no_thread(dataset, monkeypatch):
+    """It may be collected anywhere, also within a thread's own start or end."""
+    reading = DatasetReader(dataset).episodes()
+    next(reading)
+    monkeypatch.setattr(threading.Thread, "join", None)
+    reading.close()
 
 
 def test_what_is_no_dataset(tmp_path):
