@@ -16,6 +16,8 @@ MARKS = (("end_of_trajectory",), ("dones",), ("terminated", "truncated"))
 
 TOLD = (*(name for names in MARKS for name in names), "masks")
 """All of them."""
+SPEAK = frozenset(name for names in MARKS[1:] for name in names)
+"""Those that also tell that a transition is no end, although its mask is 0."""
 
 
 def ends_of(columns: Mapping[str, Any], n: int) -> Array:
@@ -40,12 +42,14 @@ def ending_of(row: Mapping[str, Any], ends: bool = False) -> Ending | None:
     """Return how an episode ends with a transition; None if it goes on.
 
     Args:
-        row: the transition; :func:`ends_of` tells whether it is the last, and so does
-            ``truncates`` beside it. It is terminated if it says so, or its mask is 0, or if
-            ``dones`` is all that it says.
+        row: the transition; :func:`ends_of` tells whether it is the last, and so do
+            ``truncates`` beside it, and a mask of 0 beside an ``end_of_trajectory`` that is not
+            set, if nothing else speaks of an end. It is terminated if it says so, or its mask is
+            0, or if ``dones`` is all that it says.
         ends: whether it is the last, whatever it says.
     """
     ends = ends or bool(np.any(row.get("truncates", False)))
+    ends = ends or not (row.keys() & SPEAK or np.all(row.get("masks", True)))
     if not (ends or ends_of({k: np.asarray(row[k])[None] for k in TOLD if k in row}, 1)[0]):
         return None
     if "terminated" in row:

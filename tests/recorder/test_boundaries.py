@@ -29,6 +29,8 @@ from .support import row
         ({"end_of_trajectory": True, "dones": True}, "terminated"),
         ({"end_of_trajectory": True, "dones": False, "masks": 0.0}, "terminated"),
         ({"end_of_trajectory": False, "dones": True}, None),
+        ({"end_of_trajectory": False, "masks": 0.0}, "terminated"),
+        ({"end_of_trajectory": False, "dones": False, "masks": 0.0}, None),
         ({"dones": None}, None),
         ({"dones": [[1], [1, 2]]}, None),
         ({}, None),
