@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-PROGRAMS = ["test_action", "test_data_store", "test_inference", "test_trainer"]
+PROGRAMS = ["test_action", "test_data_store", "test_inference", "test_tfds", "test_trainer"]
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
