@@ -13,6 +13,7 @@
     rate_limiter.py           when a store may be sampled
     prefetch.py, augment.py   sampling in the background, onto a device; random crops there
     snapshots.py              snapshots that write only what is new
+    own_files.py              how stores of other kinds take part in a trainer's checkpoint
 
     columns.py                trees of arrays with a leading dimension, and their schema
     ring.py                   writing rows while others read them
@@ -23,6 +24,7 @@
     frame_windows.py, frame_pool.py                            parts of the frame buffer
     packing.py                frames of both observations in one array
     ends.py                   where transitions tell that they are the last
+    row_files.py              files of a store's rows, of which a save writes only the new ones
     archive.py                files that are either whole or not there
 """
 

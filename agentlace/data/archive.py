@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -15,6 +16,8 @@ from agentlace.codec.dtypes import dtype_name, dtype_of
 from agentlace.data.columns import Array
 from agentlace.errors import DecodeError
 
+PIECE_BYTES = 8 << 20
+"""So much of a file is read at a time to be checked."""
 STATE = "state"
 """Member of an archive that holds plain values, as JSON; all others are arrays."""
 
@@ -47,6 +50,24 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_file(path: Path) -> None:
+    """Make a file's content survive a power cut."""
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def checksum_of(path: Path) -> int:
+    """Return a file's CRC-32; it is read in pieces."""
+    crc = 0
+    with open(path, "rb") as file:
+        while piece := file.read(PIECE_BYTES):
+            crc = zlib.crc32(piece, crc)
+    return crc
 
 
 def archive_path(path: str | os.PathLike[str]) -> Path:

@@ -22,7 +22,7 @@ from agentlace.errors import (
 from agentlace.service import Client
 from agentlace.trainer.async_update import FALSE_ERRORS, AsyncUpdate
 from agentlace.trainer.outbox import Outbox
-from agentlace.trainer.server import CONSUMER
+from agentlace.trainer.stores import CONSUMER
 from agentlace.transport import presence
 from agentlace.transport.backoff import Refrain
 from agentlace.transport.connection import Channel

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from agentlace import codec
@@ -51,6 +52,7 @@ class Consumer:
             updated in place right after ``apply``.
         lease: as for :class:`Cursor`.
         on_applied: called with the same, and with what was refused, once the position has moved.
+        committed: as for :class:`Cursor`.
     """
 
     def __init__(
@@ -63,13 +65,15 @@ class Consumer:
         positions: dict[str, StreamId],
         lease: Lease | None = None,
         on_applied: OnApplied | None = None,
+        committed: Mapping[str, StreamId] | None = None,
     ) -> None:
         self._service = keys
         self._keys = keys.store(store)
         self._apply = apply
         self._on_applied = on_applied
         self._channel = broker.channel()
-        self._cursor = Cursor(self._channel, self._keys, name, positions, lease)
+        self._cursor = Cursor(self._channel, self._keys, name, positions, lease, committed)
+        self._applying = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._actors: set[str] = set(positions)
@@ -88,6 +92,24 @@ class Consumer:
     def positions(self) -> dict[str, StreamId]:
         """Return the last applied ID per actor."""
         return self._cursor.positions
+
+    @contextlib.contextmanager
+    def between_entries(self, timeout_s: float) -> Iterator[None]:
+        """Hold the consumer where its store holds exactly what its positions tell.
+
+        Raises:
+            TimeoutError: an entry is still being applied after ``timeout_s``.
+        """
+        if not self._applying.acquire(timeout=timeout_s):
+            raise TimeoutError(f"a chunk has been inserted for {timeout_s:g} s")
+        try:
+            yield
+        finally:
+            self._applying.release()
+
+    def commit(self, positions: Mapping[str, StreamId]) -> None:
+        """Take note that nothing up to these IDs can be lost any more; from any thread."""
+        self._cursor.commit(positions)
 
     def register(self) -> None:
         """Make this consumer known, so that nothing that it has not read is trimmed."""
@@ -180,10 +202,20 @@ class Consumer:
             self._actors.add(bytes(fields[1]).decode())
 
     def _take(self, actor: str, entry: StreamId, fields: list[Any]) -> None:
-        """Apply one entry: skip rows that are already there, report those that are missing."""
+        """Apply one entry, then tell of it."""
+        with self._applying:
+            applied = self._apply_entry(actor, entry, fields)
+        if applied is not None and self._on_applied is not None:
+            chunk, refusals = applied
+            self._on_applied(actor, chunk, entry, refusals)
+
+    def _apply_entry(
+        self, actor: str, entry: StreamId, fields: list[Any]
+    ) -> tuple[codec.Chunk, dict[int, Exception]] | None:
+        """Skip rows that are already there, report those that are missing, apply the others."""
         position = self.positions.get(actor, START)
         if entry <= position:
-            return
+            return None
         refusals: dict[int, Exception] = {}
         chunk = None
         try:
@@ -204,8 +236,7 @@ class Consumer:
             chunk = None
         self._cursor.move(actor, entry)
         self.is_applying = False
-        if chunk is not None and self._on_applied is not None:
-            self._on_applied(actor, chunk, entry, refusals)
+        return None if chunk is None else (chunk, refusals)
 
     def _reject(self, actor: str, entry: StreamId, count: int, reason: BaseException) -> None:
         log.error(

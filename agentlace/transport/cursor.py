@@ -2,12 +2,17 @@
 
 What every registered consumer has read may be trimmed, so a position is published only after
 its transitions were applied, and trusted only as long as its consumer is registered.
+
+A consumer whose store lasts only from one commit to the next (a checkpoint, a finished file)
+publishes two positions: the *committed* one, which lets streams be trimmed, and the *applied*
+one, for those who wait until their transitions are in the store.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -39,6 +44,8 @@ class Cursor:
         keys: which store.
         name: of the consumer; its role, or ``role:which``.
         positions: last applied ID per actor; updated in place.
+        committed: last ID per actor of which nothing can be lost any more; the applied ones if
+            None. Updated by :meth:`commit`.
         lease: if given, this consumer replaces the others of its role, for as long as it holds
             the lease. One that was replaced without noticing (it slept) can then neither move its
             successor's positions nor have streams trimmed that only it has read.
@@ -51,6 +58,7 @@ class Cursor:
         name: str,
         positions: dict[str, StreamId],
         lease: Lease | None = None,
+        committed: Mapping[str, StreamId] | None = None,
     ) -> None:
         self._channel = channel
         self._keys = keys
@@ -59,6 +67,8 @@ class Cursor:
         self._lease = lease
         self._moved: dict[str, StreamId] = {}
         self._next_publish = 0.0
+        self._committed = None if committed is None else dict(committed)
+        self._commits: deque[Mapping[str, StreamId]] = deque()
         self.positions = positions
 
     def register(self) -> None:
@@ -69,8 +79,11 @@ class Cursor:
         Raises:
             AlreadyServed: another server holds the lease.
         """
-        commands: list[Command] = [("SADD", self._keys.consumers, self._name), ("DEL", self._key)]
-        commands += self._hset(self.positions)
+        commands: list[Command] = [
+            ("SADD", self._keys.consumers, self._name),
+            ("DEL", self._key, self._keys.applied(self._name)),
+        ]
+        commands += self._publication(self.positions, self._committed or {})
         if self._lease is not None:
             commands += self._succession(self._lease)
         self._moved = {}
@@ -87,7 +100,10 @@ class Cursor:
         return [
             command
             for name in others
-            for command in (("SREM", self._keys.consumers, name), ("DEL", self._keys.cursor(name)))
+            for command in (
+                ("SREM", self._keys.consumers, name),
+                ("DEL", self._keys.cursor(name), self._keys.applied(name)),
+            )
         ]
 
     def keep_registered(self) -> None:
@@ -99,21 +115,42 @@ class Cursor:
         """Take note that everything up to this entry was applied."""
         self.positions[actor] = self._moved[actor] = entry
 
+    def commit(self, positions: Mapping[str, StreamId]) -> None:
+        """Take note that nothing up to these IDs can be lost any more; from any thread.
+
+        It is published with what the consumer's thread publishes next. Only for a consumer that
+        was made with what it had committed before.
+        """
+        self._commits.append(dict(positions))
+
     def forget_what_was_published(self) -> None:
         """Publish all positions the next time."""
         self._moved = dict(self.positions)
+        if self._committed is not None:
+            self._commits.appendleft(dict(self._committed))
 
     def commands(self) -> list[Command]:
         """Return what publishes the positions that have moved; give the reply to :meth:`check`."""
         moved, self._moved = self._moved, {}
         self._next_publish = time.monotonic() + PUBLISH_EVERY_S
-        return self._hset(moved)
+        return self._publication(moved, self._newly_committed())
 
-    def _hset(self, positions: Mapping[str, StreamId]) -> list[Command]:
-        if not positions:
-            return []
-        pairs = [part for actor, at in positions.items() for part in (actor, str(at))]
-        return [("HSET", self._key, *pairs)]
+    def _newly_committed(self) -> dict[str, StreamId]:
+        """Take note of what :meth:`commit` told; returns it."""
+        new: dict[str, StreamId] = {}
+        while self._commits:
+            new |= self._commits.popleft()
+        if self._committed is not None:
+            self._committed |= new
+        return new
+
+    def _publication(
+        self, moved: Mapping[str, StreamId], committed: Mapping[str, StreamId]
+    ) -> list[Command]:
+        """Return what publishes positions, each kind in its place."""
+        if self._committed is None:
+            return _hset(self._key, moved)
+        return [*_hset(self._keys.applied(self._name), moved), *_hset(self._key, committed)]
 
     def check(self, replies: list[Reply]) -> None:
         """Look at the reply to :meth:`commands`; in a broker that is full, make room for it.
@@ -140,9 +177,17 @@ class Cursor:
 
         A full broker refuses to note them, while the producers wait for them to be noted.
         """
-        for actor, position in self.positions.items():
+        mine = self.positions if self._committed is None else self._committed
+        for actor, position in mine.items():
             others = cursors(self._channel, self._keys, actor)
             others.pop(self._name, None)
             read = min([position, *others.values()])
             if read != START:
                 self._channel.call("XTRIM", self._keys.stream(actor), "MINID", str(read.next()))
+
+
+def _hset(key: str, positions: Mapping[str, StreamId]) -> list[Command]:
+    if not positions:
+        return []
+    pairs = [part for actor, at in positions.items() for part in (actor, str(at))]
+    return [("HSET", key, *pairs)]

@@ -23,6 +23,7 @@ al:{ns:trainer:port:store}:closed        set       actors that said goodbye     
 al:{ns:trainer:port:store}:joined        stream    JOINED_MAX newest arrivals      never
 al:{ns:trainer:port:store}:consumers     set       one per consumer                never
 al:{ns:trainer:port:store}:cursor:<c>    hash      one field per actor             never
+al:{ns:trainer:port:store}:applied:<c>   hash      one field per actor             never
 al:{ns:trainer:port:store}:stream:<a>    stream    the store's retention budget    ORPHAN_MS
                                                                                    after its
                                                                                    actor vanished;
@@ -164,8 +165,12 @@ class StoreKeys:
         return f"{self.prefix}:consumers"
 
     def cursor(self, consumer: str) -> str:
-        """Return the hash of a consumer's last applied IDs."""
+        """Return the hash of a consumer's last IDs that may be trimmed as far as it goes."""
         return f"{self.prefix}:cursor:{consumer}"
+
+    def applied(self, consumer: str) -> str:
+        """Return the hash of the last applied IDs of a consumer that commits them later."""
+        return f"{self.prefix}:applied:{consumer}"
 
     def stream(self, actor: str) -> str:
         """Return the stream of one actor."""
