@@ -24,7 +24,8 @@ class CheckpointPolicy:
 
     Attributes:
         path: of the folder; ``save()`` and ``restore()`` use it too.
-        every_s: seconds from one save to the next; only on SIGTERM if None.
+        every_s: seconds from one save to the next; only on SIGTERM if None. The streams must
+            hold what comes in that time.
         extra: called for each save that brings no ``extra`` of its own, in a thread of the
             trainer's; returns a tree, such as the agent's state. It must be safe to call while
             the program trains: return what is not changed in place.
@@ -33,7 +34,7 @@ class CheckpointPolicy:
     """
 
     path: str | os.PathLike[str]
-    every_s: float | None = None
+    every_s: float | None = 300.0
     extra: Callable[[], Any] | None = None
     stores: Sequence[str] | None = None
 

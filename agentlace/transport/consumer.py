@@ -113,7 +113,7 @@ class Consumer:
 
     def register(self) -> None:
         """Make this consumer known, so that nothing that it has not read is trimmed."""
-        self._cursor.register()
+        self.gaps += self._cursor.register()
 
     def start(self) -> None:
         """Register and begin to read, in a thread of its own."""
@@ -129,7 +129,7 @@ class Consumer:
             try:
                 self._channel.connect()
                 if self._channel.connects != connects:
-                    self._cursor.register()
+                    self.register()
                     self._joined = str(newest_id(self._channel, self._keys.joined))
                     connects, next_poll = self._channel.connects, 0.0
                 if time.monotonic() > next_poll:

@@ -22,6 +22,7 @@ from agentlace.transport.keys import StoreKeys
 from agentlace.transport.presence import read_peer
 from agentlace.transport.resp import Command, ErrorReply, Reply
 from agentlace.transport.streams import START, StreamId, consumers, cursors, role_of
+from agentlace.transport.succession import let_go, pass_what_is_gone
 
 log = logging.getLogger(__name__)
 
@@ -71,40 +72,43 @@ class Cursor:
         self._commits: deque[Mapping[str, StreamId]] = deque()
         self.positions = positions
 
-    def register(self) -> None:
+    def register(self) -> int:
         """Make this consumer known, so that nothing that it has not read is trimmed.
 
         Also publishes where it stands: from the start, if its store is empty.
 
+        Returns:
+            The number of transitions that are lost, since the consumers that it replaces let
+            them go before its store had them. A store that begins empty does not miss them.
+
         Raises:
             AlreadyServed: another server holds the lease.
         """
+        others = [] if self._lease is None else self._replaced(self._lease)
+        lost = 0
+        if others and self.positions:
+            trimmed = let_go(self._channel, self._keys, others)
+            lost = pass_what_is_gone(self._channel, self._keys, self.positions, trimmed)
         commands: list[Command] = [
             ("SADD", self._keys.consumers, self._name),
             ("DEL", self._key, self._keys.applied(self._name)),
         ]
         commands += self._publication(self.positions, self._committed or {})
-        if self._lease is not None:
-            commands += self._succession(self._lease)
+        for name in others:
+            commands.append(("SREM", self._keys.consumers, name))
+            commands.append(("DEL", self._keys.cursor(name), self._keys.applied(name)))
         self._moved = {}
         self._channel.checked(self._channel.exchange(commands))
+        return lost
 
-    def _succession(self, lease: Lease) -> list[Command]:
-        """Return what removes the consumers that this one replaces."""
+    def _replaced(self, lease: Lease) -> list[str]:
+        """Return the names of the consumers that this one replaces."""
         holder = read_peer(self._channel, lease.key)
         if holder is not None and holder["token"] != lease.token:
             raise AlreadyServed(f"store {self._keys.name!r} is consumed by {holder['host']} now")
         role = role_of(self._name)
         others = [name for name in consumers(self._channel, self._keys) if role_of(name) == role]
-        others = [name for name in others if name != self._name]
-        return [
-            command
-            for name in others
-            for command in (
-                ("SREM", self._keys.consumers, name),
-                ("DEL", self._keys.cursor(name), self._keys.applied(name)),
-            )
-        ]
+        return [name for name in others if name != self._name]
 
     def keep_registered(self) -> None:
         """Register anew if this consumer was taken off the list."""
