@@ -41,6 +41,15 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a process that was killed while it replaced a file has left in a folder.
+
+    Only for a folder in which nobody else writes.
+    """
+    for path in folder.glob(".*.tmp"):
+        path.unlink()
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames in a folder survive a power cut, where the system can."""
     if os.name != "posix":

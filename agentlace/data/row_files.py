@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from agentlace.codec import decode, encode
-from agentlace.data.archive import replace_file
+from agentlace.data.archive import remove_unfinished, replace_file
 from agentlace.data.sampled_store import Part, SampledStore
 from agentlace.errors import DecodeError
 
@@ -137,11 +137,12 @@ class RowFiles:
         return path.exists() and bool(path.stat().st_size == segment["nbytes"])
 
     def sweep(self, records: list[Record]) -> None:
-        """Remove files that none of the records names."""
+        """Remove files that none of the records names, and those that were never finished."""
         named = {file["file"] for record in records for file in files_of(record)}
         for path in self.folder.glob("*.rows"):
             if path.name not in named:
                 path.unlink()
+        remove_unfinished(self.folder)
 
 
 def files_of(record: Record) -> list[Segment]:

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 from agentlace import codec
-from agentlace.data.archive import replace_file
+from agentlace.data.archive import remove_unfinished, replace_file
 from agentlace.data.own_files import OwnFiles, can_save_itself
 from agentlace.data.row_files import RowFiles
 from agentlace.data.sampled_store import SampledStore
@@ -164,7 +164,10 @@ class Checkpointer:
         self._last = manifest
         for name, saved in stores.items():
             moment.cuts[name].files.adopt(saved.record)
-        self._sweep()
+        try:
+            self._sweep()
+        except OSError as error:  # the checkpoint is there all the same
+            log.warning("files of earlier checkpoints in %s stay: %s", self._folder.path, error)
         log.info("saved %s: %.1f MB new", self._folder.path, written / 1e6)
         return {name: saved.positions for name, saved in stores.items()}
 
@@ -189,6 +192,7 @@ class Checkpointer:
         for path in self._folder.path.glob("extra-*.frame"):
             if path.name not in named:
                 path.unlink()
+        remove_unfinished(self._folder.path)
         for name, (_, files) in self._files.items():
             files.sweep([m.stores[name].record for m in kept if name in m.stores])
 

@@ -23,7 +23,7 @@ from typing import Any
 from urllib.parse import quote
 
 from agentlace.data.archive import checksum_of, replace_file, sync_folder
-from agentlace.data.row_files import Record
+from agentlace.data.row_files import Record, files_of
 from agentlace.errors import CheckpointError, DecodeError
 from agentlace.transport.streams import StreamId
 from agentlace.transport.weights import Version
@@ -170,7 +170,7 @@ class CheckpointFolder:
 
     def _files(self, manifest: Manifest) -> Iterator[tuple[Path, dict[str, Any]]]:
         for name, saved in manifest.stores.items():
-            for file in saved.record["segments"]:
+            for file in files_of(saved.record):
                 yield self.of_store(name) / file["file"], file
         for file in manifest.extra or ():
             yield self.path / file["file"], file

@@ -167,7 +167,7 @@ def test_what_waits_is_cut_when_it_is_saved_to_a_file(tmp_path):
 
 
 def test_what_waits_waits_on_after_a_snapshot(tmp_path):
-    rows, store, other = trajectories([9], "dones"), make(), make()
+    rows, store, other = trajectories([9], "dones"), make(600), make(600)
     put(store, of("a", rows[:3]))
     put(store, of("b", rows[:5]))
     put(store, of("c", rows[:9]))
