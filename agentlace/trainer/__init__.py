@@ -11,6 +11,9 @@
     checkpointer.py     what is saved into a folder, and brought back
     manifest.py         the file that makes a folder a checkpoint
     saving.py           when a trainer saves by itself
+    pause.py            both ends of a pause of all actors
+    pause_state.py      whether there is a pause, as an actor's program sees it
+    pausable_client.py  a client whose trainer may pause it
     single_process.py   TrainerSMInterface: the same calls within one process
 """
 

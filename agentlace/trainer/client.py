@@ -19,9 +19,9 @@ from agentlace.errors import (
     RequestTimeout,
     UnknownRequest,
 )
-from agentlace.service import Client
 from agentlace.trainer.async_update import FALSE_ERRORS, AsyncUpdate
 from agentlace.trainer.outbox import Outbox
+from agentlace.trainer.pausable_client import PausableClient
 from agentlace.trainer.stores import CONSUMER
 from agentlace.transport import presence
 from agentlace.transport.backoff import Refrain
@@ -37,7 +37,7 @@ CONFIRM_POLL_S = 0.002
 GOODBYE_TIMEOUT_S = 1.0
 
 
-class TrainerClient(Client):
+class TrainerClient(PausableClient):
     """An actor's connection to its trainer.
 
     Args:
@@ -92,6 +92,7 @@ class TrainerClient(Client):
         if data_store is not None:
             stores[name] = data_store
         self._outboxes = {store: self._outbox(store, stores[store]) for store in stores}
+        self._takes_part = bool(stores)
         try:
             self._connect(wait_for_server)
             if self._outboxes:

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from agentlace.config import BrokerURL, TrainerConfig, copy_of
-from agentlace.errors import AgentlaceError, AlreadyServed, UnknownRequest
+from agentlace.errors import AgentlaceError, AlreadyServed, Closed, UnknownRequest
 from agentlace.service import Server
 from agentlace.trainer.checkpoints import Checkpoints
+from agentlace.trainer.pause import PauseSwitch
 from agentlace.trainer.saving import CheckpointPolicy
 from agentlace.trainer.stores import DataCallback, Stores
 from agentlace.transport.connection import Broker, Channel
@@ -59,6 +60,7 @@ class TrainerServer(Server):
         self._publisher_lock = threading.Lock()
         self._published_before = Version(0, 0)
         self._began_ms = 0
+        self._switch = PauseSwitch(self._keys)
         service = f"{self._keys.name} in namespace {self._keys.namespace!r}"
         self._checkpoints = Checkpoints(service, checkpoint, self._stores, self)
 
@@ -152,6 +154,40 @@ class TrainerServer(Server):
         lease = Lease(self._keys.server, self._presence.info["token"])
         self._stores.consume(name, broker, lease, self._checkpoints.covers(name))
 
+    # -- pauses ------------------------------------------------------------------------------------
+
+    def pause_actors(self, timeout_s: float = 10.0) -> list[str]:
+        """Ask all actors to stand still, and wait until the programs of all have seen it.
+
+        What actors send is taken all the same. The pause also holds for actors that come later.
+        It ends with :meth:`resume_actors`, :meth:`stop`, or five seconds (LEASE_MS) after this
+        trainer has died.
+
+        Args:
+            timeout_s: seconds to wait at most.
+
+        Returns:
+            The ``actor_id`` of those that are there and have not seen it yet, sorted: their
+            programs do not ask, or not often enough.
+
+        Raises:
+            BrokerUnreachable: the broker is away; the pause begins when it is back.
+            Closed: the trainer is not running.
+        """
+        presence = self._presence
+        if presence is None:
+            raise Closed(f"{self._keys.name} is not running: pause actors after start()")
+        return self._switch.pause(self._connected(), presence, timeout_s, lambda: self.is_running)
+
+    def resume_actors(self) -> None:
+        """End the pause; if there is none, nothing happens.
+
+        Raises:
+            BrokerUnreachable: the broker is away; the pause ends when it is back.
+        """
+        if self._presence is not None:
+            self._switch.resume(self._connected(), self._presence)
+
     # -- checkpoints -------------------------------------------------------------------------------
 
     def save(
@@ -233,6 +269,7 @@ class TrainerServer(Server):
     def _on_beat(self, channel: Channel) -> None:
         if self._publisher is not None:
             self._publisher.restore(channel)
+        self._switch.tidy(channel)
 
     def stop(self) -> None:
         """Stop serving and say goodbye, also if it only published. Idempotent.

@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from agentlace.trainer.pause_state import Pausable, PauseState
 from agentlace.transport.weights import snapshot
 
 log = logging.getLogger(__name__)
 
 
-class TrainerSMInterface:
+class TrainerSMInterface(Pausable):
     """Stands for both TrainerServer and TrainerClient in one process with several threads.
 
     Both ends work on the same data store, so ``update`` has nothing to do. Thread-safe.
@@ -34,6 +35,26 @@ class TrainerSMInterface:
         self._delivered = 0
         self._handed = 0
         self._is_delivering = False
+        self._pause = PauseState()
+        self._pauses = 0
+
+    def _pause_state(self) -> PauseState:
+        return self._pause
+
+    def pause_actors(self, timeout_s: float = 10.0) -> list[str]:
+        """Ask the actor to stand still, and wait until its program has seen it.
+
+        Returns:
+            ``["actor"]`` if it has not within ``timeout_s``, else nothing.
+        """
+        if not self._pause.pause:
+            self._pauses += 1
+            self._pause.tell(str(self._pauses))
+        return [] if self._pause.wait_until_seen(timeout_s) else ["actor"]
+
+    def resume_actors(self) -> None:
+        """End the pause; if there is none, nothing happens."""
+        self._pause.tell("")
 
     def recv_network_callback(self, callback: Callable[[Any], object]) -> None:
         """Call back with each network, the newest one at once if there is one."""

@@ -18,6 +18,9 @@ al:{ns:trainer:port}:weights:new         channel
 al:{ns:trainer:port}:weights:<v>:<i>:<j>  string   64 MiB; part j of leaf i as of  LEAF_MS, unless
                                                    version v                       of the newest
 al:{ns:trainer:port}:weights:readers     hash      one field per slow receiver     READERS_MS
+al:{ns:trainer:port}:roll                hash      one field per actor: the pause  never; struck
+                                                   that it has seen                off when gone
+al:{ns:trainer:port}:pause:new           channel
 al:{ns:trainer:port:store}:actors        set       one per actor                   with its stream
 al:{ns:trainer:port:store}:closed        set       actors that said goodbye        with its stream
 al:{ns:trainer:port:store}:joined        stream    JOINED_MAX newest arrivals      never
@@ -127,6 +130,16 @@ class ServiceKeys:
     def weights_readers(self) -> str:
         """Return the hash of the versions that receivers are fetching."""
         return f"{self.prefix}:weights:readers"
+
+    @property
+    def roll(self) -> str:
+        """Return the hash of the actors that are there, and of the pause that each has seen."""
+        return f"{self.prefix}:roll"
+
+    @property
+    def pause_channel(self) -> str:
+        """Return the channel that tells actors to look whether there is a pause."""
+        return f"{self.prefix}:pause:new"
 
     def leaf(self, version: str, leaf: int, part: int) -> str:
         """Return the key of one part of one leaf's bytes."""
