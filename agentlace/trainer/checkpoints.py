@@ -5,15 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from agentlace.errors import CheckpointError
 from agentlace.trainer.checkpointer import Checkpointer, Moment, Source
-from agentlace.trainer.manifest import Manifest
+from agentlace.trainer.manifest import Manifest, Positions, SavedStore
 from agentlace.trainer.saving import CheckpointPolicy, SavingThread
-from agentlace.trainer.stores import Stores
 from agentlace.transport.weights import Version
 
 log = logging.getLogger(__name__)
@@ -21,15 +20,29 @@ log = logging.getLogger(__name__)
 PathLike = str | os.PathLike[str]
 
 
-class Networks(Protocol):
-    """What publishes the trainer's networks."""
+class Stores(Protocol):
+    """The stores that are saved."""
 
-    @property
-    def newest_version(self) -> Version:
-        """Version of the newest published network."""
+    def sources(self) -> dict[str, Source]:
+        """Return all stores."""
 
-    def publish_after(self, version: Version) -> None:
-        """Let all networks that are published from now on be newer than this version."""
+    def commit(self, name: str, store: Any, positions: Positions) -> None:
+        """Take note that a store's content up to these positions cannot be lost any more."""
+
+    def take_over(self, name: str, saved: SavedStore) -> None:
+        """Go on from where a restored store ends."""
+
+
+class Networks(NamedTuple):
+    """What is asked and told about the published networks.
+
+    Attributes:
+        newest: returns the version of the newest one.
+        publish_after: lets all that are published from now on be newer than a version.
+    """
+
+    newest: Callable[[], Version]
+    publish_after: Callable[[Version], None]
 
 
 class Checkpoints:
@@ -39,7 +52,7 @@ class Checkpoints:
         service: how the trainer is called, with its namespace.
         policy: where and when to save by itself, or only where; None for only when asked to.
         stores: what is saved.
-        networks: whose version is saved.
+        networks: whose newest version is saved.
     """
 
     def __init__(
@@ -102,9 +115,7 @@ class Checkpoints:
         try:
             place, sources = self._path(path), self._chosen(stores)
             checkpointer = self._checkpointer(place)
-            moment = checkpointer.begin(
-                sources, self._networks.newest_version, extra, copy=not wait
-            )
+            moment = checkpointer.begin(sources, self._networks.newest(), extra, copy=not wait)
             if wait:
                 self._finish(place, checkpointer, moment, sources)
                 return True

@@ -69,7 +69,7 @@ class SavingThread:
         """Begin, and take SIGTERM if this is the main thread."""
         self._thread.start()
         if threading.current_thread() is not threading.main_thread():
-            log.warning("SIGTERM does not save: start() was not called in the main thread")
+            log.info("SIGTERM does not save: start() was not called in the main thread")
             return
         before = signal.getsignal(signal.SIGTERM)
         if before is None:

@@ -11,7 +11,7 @@ from typing import Any
 from agentlace.config import BrokerURL, TrainerConfig, copy_of
 from agentlace.errors import AgentlaceError, AlreadyServed, Closed, UnknownRequest
 from agentlace.service import Server
-from agentlace.trainer.checkpoints import Checkpoints
+from agentlace.trainer.checkpoints import Checkpoints, Networks
 from agentlace.trainer.pause import PauseSwitch
 from agentlace.trainer.saving import CheckpointPolicy
 from agentlace.trainer.stores import DataCallback, Stores
@@ -62,7 +62,8 @@ class TrainerServer(Server):
         self._began_ms = 0
         self._switch = PauseSwitch(self._keys)
         service = f"{self._keys.name} in namespace {self._keys.namespace!r}"
-        self._checkpoints = Checkpoints(service, checkpoint, self._stores, self)
+        networks = Networks(self._newest_version, self._publish_after)
+        self._checkpoints = Checkpoints(service, checkpoint, self._stores, networks)
 
     def register_data_store(
         self, name: str, data_store: Any, retention: Retention | None = None
@@ -117,14 +118,13 @@ class TrainerServer(Server):
     @property
     def published_version(self) -> int:
         """Number of the newest published network, 0 before the first."""
-        return self.newest_version.number
+        return self._newest_version().number
 
-    @property
-    def newest_version(self) -> Version:
-        """Version of the newest published network, its own or that of a restored checkpoint."""
+    def _newest_version(self) -> Version:
+        """Return the version of the newest published network, this or a restored trainer's."""
         return self._publisher.version if self._publisher else self._published_before
 
-    def publish_after(self, version: Version) -> None:
+    def _publish_after(self, version: Version) -> None:
         """Let all networks that are published from now on be newer than this version."""
         self._published_before = max(version, self._published_before)
 
@@ -287,7 +287,7 @@ class TrainerServer(Server):
             publisher, self._publisher = self._publisher, None
         if publisher is not None:
             publisher.stop()
-            self.publish_after(publisher.version)
+            self._publish_after(publisher.version)
 
     def counters(self) -> dict[str, dict[str, int]]:
         """Return per store how many transitions were applied, rejected, or found missing.

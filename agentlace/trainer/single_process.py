@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from agentlace.trainer.checkpointer import Source
+from agentlace.trainer.checkpoints import Checkpoints, Networks
+from agentlace.trainer.manifest import Positions, SavedStore
 from agentlace.trainer.pause_state import Pausable, PauseState
-from agentlace.transport.weights import snapshot
+from agentlace.transport.weights import Version, snapshot
 
 log = logging.getLogger(__name__)
+
+
+class _SharedStores(dict[str, Any]):
+    """The stores by name, as a checkpoint needs them. There are no streams, and no positions."""
+
+    def sources(self) -> dict[str, Source]:
+        """Return all stores; insertions wait only for a store's own lock."""
+
+        def hold(timeout_s: float) -> AbstractContextManager[None]:
+            return nullcontext()
+
+        return {name: Source(store, hold, {}, dict) for name, store in self.items()}
+
+    def commit(self, name: str, store: Any, positions: Positions) -> None:
+        """Do nothing: no stream waits."""
+
+    def take_over(self, name: str, saved: SavedStore) -> None:
+        """Do nothing: there is no stream to go on with."""
 
 
 class TrainerSMInterface(Pausable):
@@ -30,7 +53,10 @@ class TrainerSMInterface(Pausable):
         self._lock = threading.Lock()
         self._network_callback: Callable[[Any], object] | None = None
         self._request_callback: Callable[[str, Any], Any] | None = None
-        self._stores: dict[str, Any] = {}
+        self._stores = _SharedStores()
+        self._before = Version(0, 0)
+        networks = Networks(lambda: Version(0, self.published_version), self._publish_after)
+        self._checkpoints = Checkpoints("one process", None, self._stores, networks)
         self._newest: tuple[int, Any, float] | None = None
         self._delivered = 0
         self._handed = 0
@@ -66,7 +92,7 @@ class TrainerSMInterface(Pausable):
         """Hand a copy of a network to the callback, and return its number."""
         tree = snapshot(payload)
         with self._lock:
-            number = 1 if self._newest is None else self._newest[0] + 1
+            number = self.published_version + 1
             self._newest = (number, tree, time.monotonic())
         self._deliver()
         return number
@@ -98,7 +124,32 @@ class TrainerSMInterface(Pausable):
     @property
     def published_version(self) -> int:
         """Number of the newest published network, 0 before the first."""
-        return self._newest[0] if self._newest else 0
+        return self._newest[0] if self._newest else self._before.number
+
+    def _publish_after(self, version: Version) -> None:
+        self._before = version
+
+    def save(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        extra: Any = None,
+        stores: Sequence[str] | None = None,
+        wait: bool = True,
+    ) -> bool:
+        """Save stores and the networks' number; see :meth:`TrainerServer.save`.
+
+        A store of the program's own is saved while it is inserted into: it must lock itself.
+        """
+        return self._checkpoints.save(path, extra, stores, wait)
+
+    def restore(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        stores: Sequence[str] | None = None,
+        previous: bool = False,
+    ) -> Any:
+        """Fill the stores from a checkpoint of one process; see :meth:`TrainerServer.restore`."""
+        return self._checkpoints.restore(path, stores, previous)
 
     @property
     def policy_version(self) -> int | None:

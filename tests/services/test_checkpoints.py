@@ -235,7 +235,7 @@ def test_networks_go_on_from_their_number_and_are_newer_than_all_before(
     server.save(tmp_path)
     assert json.loads(json.loads((tmp_path / "checkpoint.json").read_bytes())["content"])[
         "weights"
-    ] == list(server.newest_version)
+    ] == list(server._newest_version())
 
 
 def test_only_what_is_new_is_written(serve, broker_url, running, tmp_path):
