@@ -141,8 +141,12 @@ class Checkpointer:
             "stores=[…]",
         )
 
-    def finish(self, moment: Moment) -> dict[str, Positions]:
+    def finish(self, moment: Moment, confirm: Callable[[], object]) -> dict[str, Positions]:
         """Write what was fixed, and make it the newest checkpoint.
+
+        Args:
+            moment: what :meth:`begin` returned.
+            confirm: called last; raises if this trainer may not save any more.
 
         Returns:
             Per store the positions of which nothing can be lost any more.
@@ -160,6 +164,7 @@ class Checkpointer:
         manifest = Manifest(
             number, self._service, time.time(), moment.weights, stores, extra, is_split
         )
+        confirm()
         self._folder.commit(manifest)
         self._last = manifest
         for name, saved in stores.items():

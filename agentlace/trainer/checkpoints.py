@@ -53,6 +53,7 @@ class Checkpoints:
         policy: where and when to save by itself, or only where; None for only when asked to.
         stores: what is saved.
         networks: whose newest version is saved.
+        confirm: called before a checkpoint is replaced; raises if this trainer has a successor.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Checkpoints:
         policy: PathLike | CheckpointPolicy | None,
         stores: Stores,
         networks: Networks,
+        confirm: Callable[[], object],
     ) -> None:
         if policy is not None and not isinstance(policy, CheckpointPolicy):
             policy = CheckpointPolicy(policy)
@@ -68,6 +70,7 @@ class Checkpoints:
         self._policy = policy
         self._stores = stores
         self._networks = networks
+        self._confirm = confirm
         self._lock = threading.Lock()
         self._checkpointers: dict[Path, Checkpointer] = {}
         self._thread: SavingThread | None = None
@@ -139,7 +142,7 @@ class Checkpoints:
     def _finish(
         self, path: Path, checkpointer: Checkpointer, moment: Moment, sources: Mapping[str, Source]
     ) -> None:
-        positions = checkpointer.finish(moment)
+        positions = checkpointer.finish(moment, self._confirm)
         if self._policy is not None and path == self._path(None):
             for name, at in positions.items():
                 self._stores.commit(name, sources[name].store, at)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -63,7 +64,9 @@ class TrainerServer(Server):
         self._switch = PauseSwitch(self._keys)
         service = f"{self._keys.name} in namespace {self._keys.namespace!r}"
         networks = Networks(self._newest_version, self._publish_after)
-        self._checkpoints = Checkpoints(service, checkpoint, self._stores, networks)
+        self._checkpoints = Checkpoints(
+            service, checkpoint, self._stores, networks, self._check_lease
+        )
 
     def register_data_store(
         self, name: str, data_store: Any, retention: Retention | None = None
@@ -222,9 +225,16 @@ class TrainerServer(Server):
             AlreadyServed: another trainer has taken over.
             OSError: the disk is full, or the like; the checkpoint before is whole.
         """
+        return self._checkpoints.save(path, extra, stores, wait)
+
+    def _check_lease(self) -> None:
+        """Raise AlreadyServed if another trainer has taken over, perhaps while this one slept."""
+        presence = self._presence
+        if presence is not None:
+            with contextlib.suppress(AgentlaceError):  # a broker that is away tells of nobody
+                presence.beat()
         if isinstance(self._ended, AlreadyServed):
             raise self._ended.with_traceback(None)
-        return self._checkpoints.save(path, extra, stores, wait)
 
     def restore(
         self,

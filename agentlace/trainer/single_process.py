@@ -56,7 +56,7 @@ class TrainerSMInterface(Pausable):
         self._stores = _SharedStores()
         self._before = Version(0, 0)
         networks = Networks(lambda: Version(0, self.published_version), self._publish_after)
-        self._checkpoints = Checkpoints("one process", None, self._stores, networks)
+        self._checkpoints = Checkpoints("one process", None, self._stores, networks, bool)
         self._newest: tuple[int, Any, float] | None = None
         self._delivered = 0
         self._handed = 0

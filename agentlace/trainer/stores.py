@@ -160,8 +160,9 @@ class Stores:
         filled = self._filled.get(name)
         if filled is None or filled.store is not store:
             return
-        filled.committed = dict(positions)
-        if filled.consumer is not None:
+        if filled.consumer is None:
+            filled.committed.update(positions)
+        else:
             filled.consumer.commit(positions)
 
     def take_over(self, name: str, saved: SavedStore) -> None:

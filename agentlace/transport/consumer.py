@@ -65,7 +65,7 @@ class Consumer:
         positions: dict[str, StreamId],
         lease: Lease | None = None,
         on_applied: OnApplied | None = None,
-        committed: Mapping[str, StreamId] | None = None,
+        committed: dict[str, StreamId] | None = None,
     ) -> None:
         self._service = keys
         self._keys = keys.store(store)
@@ -108,7 +108,7 @@ class Consumer:
             self._applying.release()
 
     def commit(self, positions: Mapping[str, StreamId]) -> None:
-        """Take note that nothing up to these IDs can be lost any more; from any thread."""
+        """Publish these positions, soon, if it is not what is applied that is published."""
         self._cursor.commit(positions)
 
     def register(self) -> None:

@@ -11,8 +11,8 @@ one, for those who wait until their transitions are in the store.
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections import deque
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -38,15 +38,15 @@ class Lease(NamedTuple):
 
 
 class Cursor:
-    """Where one consumer stands. For the consumer's own thread.
+    """Where one consumer stands. For the consumer's own thread, but for :meth:`commit`.
 
     Args:
         channel: the consumer's.
         keys: which store.
         name: of the consumer; its role, or ``role:which``.
         positions: last applied ID per actor; updated in place.
-        committed: last ID per actor of which nothing can be lost any more; the applied ones if
-            None. Updated by :meth:`commit`.
+        committed: if given, these positions let streams be trimmed, and are moved by
+            :meth:`commit`, in place; else what is applied counts as committed.
         lease: if given, this consumer replaces the others of its role, for as long as it holds
             the lease. One that was replaced without noticing (it slept) can then neither move its
             successor's positions nor have streams trimmed that only it has read.
@@ -59,7 +59,7 @@ class Cursor:
         name: str,
         positions: dict[str, StreamId],
         lease: Lease | None = None,
-        committed: Mapping[str, StreamId] | None = None,
+        committed: dict[str, StreamId] | None = None,
     ) -> None:
         self._channel = channel
         self._keys = keys
@@ -67,10 +67,11 @@ class Cursor:
         self._key = keys.cursor(name)
         self._lease = lease
         self._moved: dict[str, StreamId] = {}
+        self._applied: dict[str, StreamId] = {}
         self._next_publish = 0.0
-        self._committed = None if committed is None else dict(committed)
-        self._commits: deque[Mapping[str, StreamId]] = deque()
+        self._lock = threading.Lock()
         self.positions = positions
+        self.committed = positions if committed is None else committed
 
     def register(self) -> int:
         """Make this consumer known, so that nothing that it has not read is trimmed.
@@ -93,11 +94,15 @@ class Cursor:
             ("SADD", self._keys.consumers, self._name),
             ("DEL", self._key, self._keys.applied(self._name)),
         ]
-        commands += self._publication(self.positions, self._committed or {})
+        with self._lock:
+            commands += self._hset(self.committed)
+            self._moved = {}
+        if self._commits_later:
+            commands += _hset(self._keys.applied(self._name), self.positions)
+            self._applied = {}
         for name in others:
             commands.append(("SREM", self._keys.consumers, name))
             commands.append(("DEL", self._keys.cursor(name), self._keys.applied(name)))
-        self._moved = {}
         self._channel.checked(self._channel.exchange(commands))
         return lost
 
@@ -117,44 +122,42 @@ class Cursor:
 
     def move(self, actor: str, entry: StreamId) -> None:
         """Take note that everything up to this entry was applied."""
-        self.positions[actor] = self._moved[actor] = entry
+        self.positions[actor] = entry
+        moved = self._applied if self._commits_later else self._moved
+        moved[actor] = entry
+
+    @property
+    def _commits_later(self) -> bool:
+        return self.committed is not self.positions
 
     def commit(self, positions: Mapping[str, StreamId]) -> None:
-        """Take note that nothing up to these IDs can be lost any more; from any thread.
+        """Take note that everything up to these entries is kept for good; from any thread.
 
-        It is published with what the consumer's thread publishes next. Only for a consumer that
-        was made with what it had committed before.
+        Without effect if what is applied counts as committed.
         """
-        self._commits.append(dict(positions))
+        if not self._commits_later:
+            return
+        with self._lock:
+            moved = {a: at for a, at in positions.items() if self.committed.get(a) != at}
+            self.committed.update(moved)
+            self._moved.update(moved)
 
     def forget_what_was_published(self) -> None:
         """Publish all positions the next time."""
-        self._moved = dict(self.positions)
-        if self._committed is not None:
-            self._commits.appendleft(dict(self._committed))
+        with self._lock:
+            self._moved = dict(self.committed)
+        self._applied = dict(self.positions) if self._commits_later else {}
 
     def commands(self) -> list[Command]:
         """Return what publishes the positions that have moved; give the reply to :meth:`check`."""
-        moved, self._moved = self._moved, {}
+        with self._lock:
+            moved, self._moved = self._moved, {}
+        applied, self._applied = self._applied, {}
         self._next_publish = time.monotonic() + PUBLISH_EVERY_S
-        return self._publication(moved, self._newly_committed())
+        return [*self._hset(moved), *_hset(self._keys.applied(self._name), applied)]
 
-    def _newly_committed(self) -> dict[str, StreamId]:
-        """Take note of what :meth:`commit` told; returns it."""
-        new: dict[str, StreamId] = {}
-        while self._commits:
-            new |= self._commits.popleft()
-        if self._committed is not None:
-            self._committed |= new
-        return new
-
-    def _publication(
-        self, moved: Mapping[str, StreamId], committed: Mapping[str, StreamId]
-    ) -> list[Command]:
-        """Return what publishes positions, each kind in its place."""
-        if self._committed is None:
-            return _hset(self._key, moved)
-        return [*_hset(self._keys.applied(self._name), moved), *_hset(self._key, committed)]
+    def _hset(self, positions: Mapping[str, StreamId]) -> list[Command]:
+        return _hset(self._key, positions)
 
     def check(self, replies: list[Reply]) -> None:
         """Look at the reply to :meth:`commands`; in a broker that is full, make room for it.
@@ -181,8 +184,7 @@ class Cursor:
 
         A full broker refuses to note them, while the producers wait for them to be noted.
         """
-        mine = self.positions if self._committed is None else self._committed
-        for actor, position in mine.items():
+        for actor, position in list(self.committed.items()):
             others = cursors(self._channel, self._keys, actor)
             others.pop(self._name, None)
             read = min([position, *others.values()])

@@ -317,3 +317,25 @@ def test_it_saves_at_an_interval_what_the_program_returns(broker_url, running, t
     assert again.restore(tmp_path) == {"steps": 12}
     with pytest.raises(ValueError, match="every_s=0"):
         CheckpointPolicy(tmp_path, every_s=0)
+
+
+def test_a_trainer_that_slept_through_its_replacement_does_not_save(
+    broker_url, actor, tmp_path, running
+):
+    """Its save would stand before what its successor has read, and lets go."""
+    source = TRAINER.replace("every_s=None", "every_s=0.2")
+    zombie = running(Program(source, tmp_path, "", broker=broker_url))
+    zombie.line('"serving"')
+    actor(0, 10)
+    wait_until(lambda: (tmp_path / "checkpoint.previous.json").exists())
+    zombie.freeze()
+    successor = running(Trainer(broker_url, tmp_path))  # waits for the end of the lease
+    before = checkpoint_id(tmp_path)
+    seen = len(zombie.lines)
+    zombie.thaw()
+    zombie.line("the checkpoint was not saved", after=seen)
+    assert checkpoint_id(tmp_path) == before
+    actor(10, 20)
+    successor.process.send_signal(signal.SIGTERM)
+    assert successor.wait() == -signal.SIGTERM
+    assert checkpoint_id(tmp_path) != before
