@@ -86,7 +86,8 @@ class Checkpointer:
         Raises:
             CheckpointError: a store cannot be saved, or the folder is another's.
         """
-        self._folder.check_mine()
+        with self._folder.locked():
+            self._folder.check_mine()
         for name, store in stores.items():
             self._files_of(name, store)
 
@@ -164,8 +165,9 @@ class Checkpointer:
         manifest = Manifest(
             number, self._service, time.time(), moment.weights, stores, extra, is_split
         )
-        confirm()
-        self._folder.commit(manifest)
+        with self._folder.locked():
+            confirm()
+            self._folder.commit(manifest)
         self._last = manifest
         for name, saved in stores.items():
             moment.cuts[name].files.adopt(saved.record)

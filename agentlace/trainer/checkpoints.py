@@ -89,7 +89,12 @@ class Checkpoints:
                 self._checkpointer(path).check(stores)
 
     def start(self) -> None:
-        """Save at the policy's interval, and on SIGTERM."""
+        """Save at the policy's interval, and on SIGTERM; called when this trainer is the one.
+
+        Raises:
+            CheckpointError: as :meth:`check`; its predecessor may have saved meanwhile.
+        """
+        self.check()
         if self._policy is not None and self._thread is None:
             self._thread = SavingThread(self.save, self._policy.every_s)
             self._thread.start()

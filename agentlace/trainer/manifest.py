@@ -13,13 +13,17 @@ manifest names is removed afterwards.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
+import threading
+import time
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import quote
 
 from agentlace.data.archive import checksum_of, replace_file, sync_folder
@@ -28,8 +32,17 @@ from agentlace.errors import CheckpointError, DecodeError
 from agentlace.transport.streams import StreamId
 from agentlace.transport.weights import Version
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+log = logging.getLogger(__name__)
+
 FORMAT = "agentlace checkpoint"
 FORMAT_VERSION = 1
+LOCK_TIMEOUT_S = 10.0
+LOCK_POLL_S = 0.02
 Positions = Mapping[str, StreamId]
 
 
@@ -198,6 +211,36 @@ class CheckpointFolder:
             if path.exists():
                 return path.read_bytes()
         return None
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from replacing the manifest, where the system can.
+
+        Raises:
+            CheckpointError: another one is at it after LOCK_TIMEOUT_S.
+        """
+        if fcntl is None or not self.path.is_dir():
+            yield
+            return
+        deadline = time.monotonic() + LOCK_TIMEOUT_S
+        with open(self.path / ".lock", "ab") as file:
+            while not self._is_locked(file):
+                if time.monotonic() > deadline:
+                    raise CheckpointError(
+                        self.path,
+                        "another process is about to save here and does not get on: end it",
+                    )
+                threading.Event().wait(LOCK_POLL_S)
+            yield  # the lock goes with the file, also if the process is killed
+
+    def _is_locked(self, file: IO[bytes]) -> bool:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:  # a file system without locks
+            log.debug("%s is not locked: %s", self.path, error)
+        return True
 
     def commit(self, manifest: Manifest) -> None:
         """Make a manifest, all of whose files are there, the newest one.

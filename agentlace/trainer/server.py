@@ -148,9 +148,9 @@ class TrainerServer(Server):
         return {} if self._request_callback is None else self._request_callback(name, payload)
 
     def _start_workers(self, broker: Broker) -> None:
+        self._checkpoints.start()
         for name in self._stores.names():
             self._consume(name, broker)
-        self._checkpoints.start()
 
     def _consume(self, name: str, broker: Broker) -> None:
         assert self._presence is not None

@@ -1,5 +1,7 @@
 """Trainers that are killed, while they save and otherwise: nothing is lost, nothing comes twice."""
 
+import contextlib
+import fcntl
 import json
 import signal
 
@@ -319,6 +321,50 @@ def test_it_saves_at_an_interval_what_the_program_returns(broker_url, running, t
         CheckpointPolicy(tmp_path, every_s=0)
 
 
+@contextlib.contextmanager
+def between_saves(folder):
+    """Wait until no process is about to replace the manifest, and let none begin."""
+    with open(folder / ".lock", "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def test_a_trainer_that_was_stopped_as_it_saved_is_named(broker_url, actor, tmp_path, running):
+    """Its checkpoint may yet appear: nobody goes on from the one before until it is gone."""
+    source = TRAINER.replace("every_s=None", "every_s=0.2")
+    source = source.replace("server = None", FREEZE)
+    zombie = running(Program(source, tmp_path, "", broker=broker_url))
+    zombie.line("freezing")
+    stopped = running(Program(SUCCESSOR, tmp_path, "", broker=broker_url))
+    stopped.line("about to save here and does not get on: end it")
+    zombie.kill()
+    trainer = running(Trainer(broker_url, tmp_path))
+    actor(0, 10)
+    wait_until(lambda: trainer.numbers() == list(range(10)))
+
+
+FREEZE = """
+def freeze_as_it_saves():
+    real = os.replace
+
+    def replace(source, target):
+        if str(target).endswith("checkpoint.json"):
+            print("freezing", flush=True)
+            os.kill(os.getpid(), signal.SIGSTOP)
+        real(source, target)
+
+    os.replace = replace
+
+
+freeze_as_it_saves()
+server = None
+"""
+SUCCESSOR = TRAINER.replace(
+    "from agentlace.data",
+    "import agentlace.trainer.manifest as m; m.LOCK_TIMEOUT_S = 0.2\nfrom agentlace.data",
+)
+
+
 def test_a_trainer_that_slept_through_its_replacement_does_not_save(
     broker_url, actor, tmp_path, running
 ):
@@ -328,7 +374,8 @@ def test_a_trainer_that_slept_through_its_replacement_does_not_save(
     zombie.line('"serving"')
     actor(0, 10)
     wait_until(lambda: (tmp_path / "checkpoint.previous.json").exists())
-    zombie.freeze()
+    with between_saves(tmp_path):
+        zombie.freeze()
     successor = running(Trainer(broker_url, tmp_path))  # waits for the end of the lease
     before = checkpoint_id(tmp_path)
     seen = len(zombie.lines)
