@@ -3,14 +3,16 @@
 ::
 
     action.py  inference.py  trainer/  gym_env.py    the services, each with both ends
+    recorder/                                        streams recorded as RLDS episodes
     vector_env.py  robot/                            what is built on them
     service/                                         what servers and clients have in common
     data/                                            stores of transitions
+    rlds/                                            datasets of episodes on disk
     transport/                                       traffic through the broker
     codec/                                           trees of arrays ⇄ frames of bytes
     config.py  errors.py                             settings, and everything that can be raised
 
-Imports point one way: services → data, transport → codec → errors.
+Imports point one way: services → data, transport → rlds, codec → errors.
 """
 
 from importlib import import_module

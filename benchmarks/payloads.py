@@ -86,6 +86,26 @@ def image_rows(n):
     ]
 
 
+def camera_rows(n):
+    """Return transitions as :func:`image_rows` does, of a scene that moves, with sensor noise."""
+    rng = np.random.default_rng(8)
+    height, width, _ = CAMERA_SHAPE
+    y, x = np.mgrid[0:height, 0:width]
+
+    def frame(i):
+        scene = [np.sin((x + i) / 17), np.cos((y - i) / 23), np.sin((x + y + i) / 31)]
+        noisy = 128 + 80 * np.stack(scene, -1) + rng.normal(0, 3, CAMERA_SHAPE)
+        return np.clip(noisy, 0, 255).astype(np.uint8)
+
+    observations = [{name: frame(i) for name in CAMERAS} for i in range(n + 1)]
+    return [
+        {**row, "observations": before, "next_observations": after}
+        for row, before, after in zip(
+            cheetah_rows(n), observations[:-1], observations[1:], strict=True
+        )
+    ]
+
+
 ROWS = {"cheetah": cheetah_rows, "images": image_rows}
 
 

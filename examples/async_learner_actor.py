@@ -15,7 +15,9 @@ goes on from its `--checkpoint`, or else learns again from what the broker retai
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -30,9 +32,7 @@ INTERRUPT_S = 1.0
 SAVE_S = 60.0
 SIGNAL_SLICE_S = 0.1
 INTERRUPTED = 130
-NOT_YET = {
-    "rlds_log_dir": "comes with the RLDS recorder, which this version does not have yet",
-}
+RLDS_VERSION = "0.1.0"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -64,14 +64,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--checkpoint", type=Path, help=_CHECKPOINT)
     add("--checkpoint_every_s", type=float, default=60.0, help="[%(default)s]")
     add("--use_traj_buffer", action="store_true", help="keep whole trajectories, sampled by row")
-    add("--rlds_log_dir", help="(" + NOT_YET["rlds_log_dir"] + ")")
+    add("--rlds_log_dir", type=Path, help=_RLDS_LOG_DIR)
     args = parser.parse_args(argv)
-    for flag, why in NOT_YET.items():
-        if getattr(args, flag):
-            parser.error(f"--{flag} {why}")
     args.role = "both" if args.learner == args.actor else "learner" if args.learner else "actor"
     if args.checkpoint and args.role != "learner":
         parser.error("--checkpoint is for a learner of its own (--learner)")
+    if args.rlds_log_dir and args.role == "actor":
+        parser.error("--rlds_log_dir is for the learner, which has the episodes of all actors")
     args.run_dir = args.run_dir or Path("runs", f"{args.env}-{args.seed}-{args.role}")
     return args
 
@@ -85,6 +84,10 @@ _MAX_AHEAD = (
 _CHECKPOINT = (
     "folder from which a learner that was killed goes on: buffer, agent and counters; saved at an "
     "interval and at the end"
+)
+_RLDS_LOG_DIR = (
+    "folder of datasets: episodes are recorded as RLDS in <name of the environment>/"
+    f"{RLDS_VERSION}, by the learner; `agentlace rlds export` does it without its help"
 )
 _ACTOR_TIMEOUT = "the learner ends when no actor was heard for this long [%(default)s]"
 
@@ -174,15 +177,29 @@ def run(
         ends.append(Actor(args, progress, stop))
         return act(args, *ends)
     env = make_env(args, render=False)
-    store = make_store(args, env)
-    ends.append(Learner(args, env, store, progress, stop))
-    if args.role == "learner":
-        return learn(args, *ends, store)
-    ends.append(Actor(args, progress, stop))
-    return act_and_learn(ends[1], ends[0], store, stop)
+    with contextlib.ExitStack() as closing:
+        store = make_store(args, env, make_rlds_logger(args, env, closing))
+        ends.append(Learner(args, env, store, progress, stop))
+        if args.role == "learner":
+            return learn(args, *ends, store)
+        ends.append(Actor(args, progress, stop))
+        return act_and_learn(ends[1], ends[0], store, stop)
 
 
-def make_store(args: argparse.Namespace, env: Any) -> Any:
+def make_rlds_logger(args: argparse.Namespace, env: Any, closing: contextlib.ExitStack) -> Any:
+    """Return what records the episodes that arrive, to be closed at the end; None without."""
+    if args.rlds_log_dir is None:
+        return None
+    from agentlace.data.rlds_writer import RLDSWriter
+
+    name = re.sub(r"\W", "_", args.env.rpartition("/")[2]).lower()
+    spec = {"observation": env.observation_space, "action": env.action_space}
+    writer = RLDSWriter(name, spec, args.rlds_log_dir / name / RLDS_VERSION, RLDS_VERSION)
+    closing.callback(writer.close)
+    return writer
+
+
+def make_store(args: argparse.Namespace, env: Any, rlds_logger: Any) -> Any:
     """Return where transitions arrive."""
     from agentlace.data.jaxrl_data_store import (
         ReplayBufferDataStore,
@@ -191,8 +208,10 @@ def make_store(args: argparse.Namespace, env: Any) -> Any:
 
     spaces = env.observation_space, env.action_space
     if args.use_traj_buffer:
-        return make_default_trajectory_buffer(*spaces, args.capacity, seed=args.seed)
-    return ReplayBufferDataStore(*spaces, args.capacity, seed=args.seed)
+        return make_default_trajectory_buffer(
+            *spaces, args.capacity, seed=args.seed, rlds_logger=rlds_logger
+        )
+    return ReplayBufferDataStore(*spaces, args.capacity, seed=args.seed, rlds_logger=rlds_logger)
 
 
 def conclude(args: argparse.Namespace, ends: list[Any]) -> None:

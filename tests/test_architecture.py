@@ -12,28 +12,31 @@ import agentlace
 PACKAGE = Path(agentlace.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 MAX_LINES = 330
-LONGER = {"trainer/client.py": 380}
+LONGER = {"trainer/client.py": 365}
 """Files that are longer and should be split; none may grow, and none may be added."""
 READS_PICKLES = "cli/pickled.py"
 """Converts demonstrations of existing projects, on command, and executes nothing in them."""
 LAYERS = {
     "errors": 0,
     "_version": 0,
+    "files": 0,
     "config": 1,
     "codec": 1,
-    "data": 2,
-    "transport": 2,
-    "service": 3,
-    "action": 4,
-    "inference": 4,
-    "trainer": 4,
-    "gym_env": 5,
-    "vector_env": 6,
-    "robot": 5,
-    "internal": 5,
-    "cli": 5,
-    "agentlace": 7,
-    "__main__": 8,
+    "rlds": 2,
+    "data": 3,
+    "transport": 3,
+    "service": 4,
+    "action": 5,
+    "inference": 5,
+    "trainer": 5,
+    "recorder": 5,
+    "gym_env": 6,
+    "vector_env": 7,
+    "robot": 6,
+    "internal": 6,
+    "cli": 6,
+    "agentlace": 8,
+    "__main__": 9,
 }
 """Each part may import those below it, and of its own height only itself."""
 HEAVY = (
@@ -41,6 +44,7 @@ HEAVY = (
     "flax",
     "optax",
     "tensorflow",
+    "tensorflow_datasets",
     "cv2",
     "gymnasium",
     "fakeredis",

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from agentlace.rlds.reader import DatasetReader
+
 ROOT = Path(__file__).parents[1]
 PROGRAM = ROOT / "examples" / "async_learner_actor.py"
 DEMO = ROOT / "examples" / "demo.py"
@@ -83,7 +85,7 @@ def is_png(path: Path) -> bool:
 
 @needs_sac
 def test_learner_and_actor_end_by_themselves(start: Start, tmp_path: Path, broker_url: str) -> None:
-    learner = start("--learner", *FLAGS, broker=broker_url)
+    learner = start("--learner", *FLAGS, "--rlds_log_dir", "logs", broker=broker_url)
     actor = start("--actor", *FLAGS, broker=broker_url)
 
     code, output = ended(actor)
@@ -106,6 +108,15 @@ def test_learner_and_actor_end_by_themselves(start: Start, tmp_path: Path, broke
     curve = curve_of(run_dir)
     assert [step for step, _ in curve] == [200, 400, 600]
     assert learned["final_return"] == pytest.approx(sum(value for _, value in curve) / 3, abs=0.06)
+    check_recorded(tmp_path, [value for _, value in curve])
+
+
+def check_recorded(tmp_path: Path, returns: list[float]) -> None:
+    reader = DatasetReader(tmp_path / "logs/pendulum_v1/0.1.0")
+    episodes = list(reader.episodes())
+    assert [len(episode) for episode in episodes] == [201] * len(returns)
+    assert {episode.ending for episode in episodes} == {"truncated"}
+    assert [e.episode_return for e in episodes] == pytest.approx(returns, abs=0.06)
 
 
 @needs_sac
@@ -232,7 +243,7 @@ def test_help_needs_nothing_heavy(start: Start) -> None:
     ("flags", "reason"),
     [
         (["--actor", "--checkpoint", "c"], "--checkpoint is for a learner"),
-        (["--rlds_log_dir", "logs"], "comes with the RLDS recorder"),
+        (["--actor", "--rlds_log_dir", "logs"], "is for the learner"),
         (["--batch_size", "0"], "not a positive number"),
     ],
 )

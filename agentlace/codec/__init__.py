@@ -11,6 +11,7 @@
     repeated.py  chunks of one structure, one after the other
     stamped.py   trees with a stamp, of one structure, one after the other
     unstamped.py their receiving end
+    mark.py      where an episode begins, ends or is discarded ⇄ one frame
     spaces.py    Gymnasium spaces ⇄ plain values
 
 Nothing here knows about brokers, and nothing here uses pickle.
@@ -18,6 +19,7 @@ Nothing here knows about brokers, and nothing here uses pickle.
 
 from agentlace.codec.chunk import Chunk, decode_chunk, encode_chunk
 from agentlace.codec.frame import Frame, Message, decode, encode, leaf_spans
+from agentlace.codec.mark import Mark, decode_mark, encode_mark
 from agentlace.codec.repeated import ChunkDecoder, ChunkEncoder
 from agentlace.codec.stamped import StampedEncoder, encode_stamped
 from agentlace.codec.tree import MAX_FRAME_BYTES
@@ -29,13 +31,16 @@ __all__ = [
     "ChunkDecoder",
     "ChunkEncoder",
     "Frame",
+    "Mark",
     "Message",
     "StampedDecoder",
     "StampedEncoder",
     "decode",
     "decode_chunk",
+    "decode_mark",
     "encode",
     "encode_chunk",
+    "encode_mark",
     "encode_stamped",
     "leaf_spans",
 ]

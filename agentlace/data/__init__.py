@@ -15,6 +15,8 @@
     snapshots.py              snapshots that write only what is new
     own_files.py              how stores of other kinds take part in a trainer's checkpoint
 
+    rlds_writer.py            records episodes in this process, as an RLDS dataset
+
     columns.py                trees of arrays with a leading dimension, and their schema
     ring.py                   writing rows while others read them
     sampled_store.py          what stores that can be sampled have in common
@@ -23,6 +25,7 @@
     draw.py, priority_sampler.py, sum_tree.py                  parts of the samplers
     frame_windows.py, frame_pool.py                            parts of the frame buffer
     packing.py                frames of both observations in one array
+    transition_log.py         what is inserted, told to an rlds_logger
     ends.py                   where transitions tell that they are the last
     row_files.py              files of a store's rows, of which a save writes only the new ones
     archive.py                files that are either whole or not there

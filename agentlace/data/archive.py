@@ -6,39 +6,22 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from agentlace.codec.dtypes import dtype_name, dtype_of
 from agentlace.data.columns import Array
 from agentlace.errors import DecodeError
+from agentlace.files import replace_file as replace_file
+from agentlace.files import sync_folder as sync_folder
 
 PIECE_BYTES = 8 << 20
 """So much of a file is read at a time to be checked."""
 STATE = "state"
 """Member of an archive that holds plain values, as JSON; all others are arrays."""
-
-
-def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file so that at any time the old or the new one is there, whole.
-
-    Args:
-        path: of the file; its folder must exist.
-        write: is given the file to write into.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -48,17 +31,6 @@ def remove_unfinished(folder: Path) -> None:
     """
     for path in folder.glob(".*.tmp"):
         path.unlink()
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a power cut, where the system can."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def sync_file(path: Path) -> None:

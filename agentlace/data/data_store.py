@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import islice
 from threading import Lock
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from agentlace.codec import Chunk, decode, encode
 from agentlace.errors import AgentlaceError
@@ -74,10 +77,17 @@ class QueuedDataStore(DataStoreBase):
 
     At ``capacity`` the oldest transition gives way to the newest. If it was not sent by then,
     the client counts it and warns.
+
+    Args:
+        capacity: in transitions.
+        stamps: whether each transition that is a dict gets the time of its insertion as
+            ``wall_time_ns``, since the epoch, and ``monotonic_time_ns``, of this machine's clock
+            that never goes back; int64, nanoseconds. A recorder keeps both with the step.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, stamps: bool = False) -> None:
         super().__init__(capacity)
+        self._stamps = stamps
         self._data_queue: deque[Any] = deque(maxlen=capacity)
         self.latest_seq_id = -1
         self._lock = Lock()
@@ -88,12 +98,16 @@ class QueuedDataStore(DataStoreBase):
 
     def insert(self, data: Any) -> None:
         """Insert one transition. It is kept as it is, not copied."""
+        if self._stamps:
+            data = stamped(data)
         with self._lock:
             self.latest_seq_id += 1
             self._data_queue.append(data)
 
     def batch_insert(self, batch_data: list[Any]) -> None:
         """Insert several transitions, oldest first."""
+        if self._stamps:
+            batch_data = [stamped(data) for data in batch_data]
         with self._lock:
             self.latest_seq_id += len(batch_data)
             self._data_queue.extend(batch_data)
@@ -136,6 +150,17 @@ class QueuedDataStore(DataStoreBase):
     def __len__(self) -> int:
         """Return the number of transitions in the queue."""
         return len(self._data_queue)
+
+
+def stamped(data: Any) -> Any:
+    """Return a transition with the time, if it is a dict; the dict itself is left alone."""
+    if not isinstance(data, dict):
+        return data
+    times = {
+        "wall_time_ns": np.int64(time.time_ns()),
+        "monotonic_time_ns": np.int64(time.monotonic_ns()),
+    }
+    return {**data, **times}
 
 
 def take_after(store: Any, from_id: Any) -> Taken:

@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from agentlace.codec import Chunk
 from agentlace.data.columns import leaves_of
+from agentlace.data.data_store import Refusals
 from agentlace.data.replay_buffer import ReplayBuffer
 from agentlace.data.sampler import LatestSampler
 from agentlace.data.trajectory_buffer import DataShape
 from agentlace.data.trajectory_data_store import TrajectoryBufferDataStore
+from agentlace.data.transition_log import TransitionLog
 
 __all__ = ["ReplayBufferDataStore", "TrajectoryBufferDataStore", "make_default_trajectory_buffer"]
 
@@ -27,7 +30,8 @@ class ReplayBufferDataStore(ReplayBuffer):
             a Dict or Tuple of them.
         action_space: likewise.
         capacity: in transitions.
-        rlds_logger: comes with the RLDS recorder; must be None until then.
+        rlds_logger: is told each transition, see
+            :class:`~agentlace.data.transition_log.TransitionLog`; close it when all is inserted.
         seed: of the generator that samples.
     """
 
@@ -39,9 +43,8 @@ class ReplayBufferDataStore(ReplayBuffer):
         rlds_logger: Any = None,
         seed: int | None = None,
     ) -> None:
-        if rlds_logger is not None:
-            raise NotImplementedError("rlds_logger comes with the RLDS recorder")
         super().__init__(capacity, seed=seed)
+        self._log = None if rlds_logger is None else TransitionLog(rlds_logger)
         self._example = {
             "observations": example_of(observation_space),
             "next_observations": example_of(observation_space),
@@ -49,6 +52,25 @@ class ReplayBufferDataStore(ReplayBuffer):
             "rewards": np.zeros((), np.float32),
             "masks": np.zeros((), np.float32),
         }
+
+    def insert(self, data: Any) -> None:
+        """Insert one transition.
+
+        Raises:
+            SchemaMismatch: it does not fit the store; nothing of it was stored.
+        """
+        super().insert(data)
+        if self._log is not None:
+            self._log.add(data)
+
+    def insert_chunk(self, chunk: Chunk) -> Refusals:
+        """Insert a chunk as :class:`ReplayBuffer` does."""
+        if self._log is None:
+            return super().insert_chunk(chunk)
+        return self._log.add_chunk(chunk, super().insert_chunk)
+
+    def _has_own_insert(self) -> bool:
+        return type(self).insert is not ReplayBufferDataStore.insert
 
     def _schema_for(self, transition: Any) -> Any:
         if self._schema is None and isinstance(transition, dict):
@@ -76,7 +98,8 @@ def make_default_trajectory_buffer(
         action_space: see :class:`ReplayBufferDataStore`.
         capacity: in transitions.
         device: a JAX device to keep the transitions on, as JAX arrays; numpy if None.
-        rlds_logger: comes with the RLDS recorder; must be None until then.
+        rlds_logger: is told each transition, see
+            :class:`~agentlace.data.transition_log.TransitionLog`; close it when all is inserted.
         seed: of the generator that samples.
     """
     observation = example_of(observation_space)

@@ -75,12 +75,15 @@ class ReplayBuffer(SampledStore):
         Raises:
             SchemaMismatch: its columns do not fit the store; nothing of it was stored.
         """
-        # A subclass with an insert of its own wants to see each transition.
-        own_insert = type(self).insert is not ReplayBuffer.insert
-        if chunk.columns is None or own_insert or isinstance(chunk.columns, tuple):
+        rows_only = chunk.columns is None or isinstance(chunk.columns, tuple)
+        if rows_only or self._has_own_insert():
             return insert_each(self.insert, chunk.rows())
         self.insert_columns(chunk.columns, chunk.n)
         return {}
+
+    def _has_own_insert(self) -> bool:
+        """Whether a user's subclass wants to see each transition."""
+        return type(self).insert is not ReplayBuffer.insert
 
     def insert_columns(self, columns: Any, n: int) -> None:
         """Insert ``n`` transitions given as a tree of arrays with leading dimension ``n``.

@@ -16,6 +16,7 @@ from agentlace.data.data_store import Refusals, Taken
 from agentlace.data.ends import MARKS, ends_of
 from agentlace.data.sampled_store import Part
 from agentlace.data.trajectory_buffer import DataShape, TrajectoryBuffer
+from agentlace.data.transition_log import TransitionLog
 from agentlace.data.turns import Waiting
 from agentlace.errors import SchemaMismatch
 
@@ -50,7 +51,8 @@ class TrajectoryBufferDataStore(TrajectoryBuffer):
         device: see :class:`TrajectoryBuffer`.
         seed: of the generator that samples.
         min_trajectory_length: in rows.
-        rlds_logger: comes with the RLDS recorder; must be None until then.
+        rlds_logger: is told each transition, see
+            :class:`~agentlace.data.transition_log.TransitionLog`; close it when all is inserted.
         use_jax: see :class:`TrajectoryBuffer`.
     """
 
@@ -64,9 +66,8 @@ class TrajectoryBufferDataStore(TrajectoryBuffer):
         rlds_logger: Any = None,
         use_jax: bool = False,
     ) -> None:
-        if rlds_logger is not None:
-            raise NotImplementedError("rlds_logger comes with the RLDS recorder")
         super().__init__(capacity, data_shapes, seed, min_trajectory_length, device, use_jax)
+        self._log = None if rlds_logger is None else TransitionLog(rlds_logger)
         self._actor: Any = None
         self._turns = Lock()
         self._waiting = Waiting()
@@ -84,6 +85,8 @@ class TrajectoryBufferDataStore(TrajectoryBuffer):
         """
         columns = {name: np.asarray(value)[None] for name, value in leaves_of(data)}
         self._insert_marked(columns, 1, end_of_trajectory)
+        if self._log is not None:
+            self._log.add(data, end_of_trajectory)
 
     def batch_insert(self, batch_data: Sequence[Any]) -> None:
         """Insert several transitions, oldest first.
@@ -103,6 +106,11 @@ class TrajectoryBufferDataStore(TrajectoryBuffer):
         Raises:
             SchemaMismatch: its columns do not fit the store; nothing of it was stored.
         """
+        if self._log is None:
+            return self._insert_in_turn(chunk)
+        return self._log.add_chunk(chunk, self._insert_in_turn)
+
+    def _insert_in_turn(self, chunk: Chunk) -> Refusals:
         actor = chunk.meta.get("actor")
         with self._turns:
             # A subclass with an insert of its own wants to see each transition.

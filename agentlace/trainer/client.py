@@ -20,8 +20,10 @@ from agentlace.errors import (
     UnknownRequest,
 )
 from agentlace.trainer.async_update import FALSE_ERRORS, AsyncUpdate
+from agentlace.trainer.episodes import EpisodeMarks
 from agentlace.trainer.outbox import Outbox
 from agentlace.trainer.pausable_client import PausableClient
+from agentlace.trainer.request_settings import RequestSettings
 from agentlace.trainer.stores import CONSUMER
 from agentlace.transport import presence
 from agentlace.transport.backoff import Refrain
@@ -37,7 +39,7 @@ CONFIRM_POLL_S = 0.002
 GOODBYE_TIMEOUT_S = 1.0
 
 
-class TrainerClient(PausableClient):
+class TrainerClient(PausableClient, EpisodeMarks):
     """An actor's connection to its trainer.
 
     Args:
@@ -53,6 +55,9 @@ class TrainerClient(PausableClient):
             stream over and shuts a zombie of itself out. Default: unique for this client.
         strict: raise errors that otherwise give None or False; default AGENTLACE_STRICT.
         broker: address; else AGENTLACE_BROKER, else ``server_ip``'s.
+        hold_episodes: send an episode that was begun with :meth:`begin_episode` only once it has
+            ended, so that one that is discarded reaches nobody. What is held back is bounded by
+            its store's capacity. ``stop()`` ends a running one as aborted, and sends it.
 
     Raises:
         BrokerUnreachable, PeerAbsent: not there within five seconds.
@@ -73,13 +78,14 @@ class TrainerClient(PausableClient):
         actor_id: str | None = None,
         strict: bool | None = None,
         broker: str | BrokerURL | None = None,
+        hold_episodes: bool = False,
     ) -> None:
         self.actor_id = actor_id or f"{name}.{uuid.uuid4().hex[:12]}"
         super().__init__("trainer", server_ip, config, broker, timeout_ms, strict, self.actor_id)
         logging.getLogger("agentlace.trainer").setLevel(log_level)
         self.client_name = name
         self.config = copy_of(config)
-        self.req_rep_client = _RequestSettings(self)
+        self.req_rep_client = RequestSettings(self)
         self._update_lock = threading.RLock()
         self._update_refrain = Refrain()
         self._told: dict[str, Retention] = {}
@@ -91,7 +97,7 @@ class TrainerClient(PausableClient):
         stores = dict(data_stores)
         if data_store is not None:
             stores[name] = data_store
-        self._outboxes = {store: self._outbox(store, stores[store]) for store in stores}
+        self._outboxes = {s: self._outbox(s, stores[s], hold_episodes) for s in stores}
         self._takes_part = bool(stores)
         try:
             self._connect(wait_for_server)
@@ -101,7 +107,7 @@ class TrainerClient(PausableClient):
             self.stop()
             raise
 
-    def _outbox(self, name: str, store: Any) -> Outbox:
+    def _outbox(self, name: str, store: Any, holds: bool) -> Outbox:
         def retention() -> Retention:
             told = (self._server or {}).get("stores", {}).get(name)
             if told:  # while the trainer is away, what it told last holds
@@ -109,7 +115,8 @@ class TrainerClient(PausableClient):
             return self._told.get(name, Retention())
 
         keys = self._keys.store(name)
-        return Outbox(name, store, Producer(self._stream_channel, keys, self.actor_id, retention))
+        producer = Producer(self._stream_channel, keys, self.actor_id, retention)
+        return Outbox(name, store, producer, holds)
 
     # -- transitions ---------------------------------------------------------------------------
 
@@ -328,6 +335,7 @@ class TrainerClient(PausableClient):
         if self._stopping.is_set():
             return
         self._async_update.stop(GOODBYE_TIMEOUT_S)
+        self._end_held()
         if self._presence.is_running:
             self._last_update(had_async=self._async_update.was_started)
         self._stopping.set()
@@ -356,23 +364,3 @@ def _once(permit: Callable[[], None]) -> Callable[[], None]:
 
 def _no_limit() -> None:
     """Permit everything."""
-
-
-class _RequestSettings:
-    """What existing programs set on ``client.req_rep_client``."""
-
-    def __init__(self, client: TrainerClient) -> None:
-        self._client = client
-
-    @property
-    def timeout_ms(self) -> float:
-        """Deadline of one request or update, in milliseconds."""
-        return self._client.timeout_ms
-
-    @timeout_ms.setter
-    def timeout_ms(self, value: float) -> None:
-        self._client.timeout_ms = value
-
-    def reset_socket(self) -> None:
-        """Connect anew with the next request."""
-        self._client._requests.reset()

@@ -212,3 +212,12 @@ class TrainerSMInterface(Pausable):
 
     def start_async_update(self, interval: float = 10) -> None:
         """Do nothing: the store is shared."""
+
+    def begin_episode(self, metadata: Any = None, store: str | None = None) -> None:
+        """Do nothing: without a stream there is nothing to mark."""
+
+    def end_episode(self, how: str, metadata: Any = None, store: str | None = None) -> None:
+        """Do nothing: without a stream there is nothing to mark."""
+
+    def discard_episode(self, store: str | None = None) -> None:
+        """Do nothing: the store has the episode's transitions, and keeps them."""

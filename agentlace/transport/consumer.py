@@ -37,6 +37,8 @@ Apply = Callable[[str, codec.Chunk, StreamId], dict[int, Exception] | None]
 Returns those that were refused, by their number in the chunk, with the reason.
 """
 OnApplied = Callable[[str, codec.Chunk, StreamId, dict[int, Exception]], None]
+OnMark = Callable[[str, codec.Mark, StreamId], None]
+"""Called with the actor, where an episode of it begins or ends, and the ID of that mark."""
 
 
 class Consumer:
@@ -52,6 +54,7 @@ class Consumer:
             updated in place right after ``apply``.
         lease: as for :class:`Cursor`.
         on_applied: called with the same, and with what was refused, once the position has moved.
+        on_mark: called with each mark, in its place between the transitions.
         committed: as for :class:`Cursor`.
     """
 
@@ -65,12 +68,14 @@ class Consumer:
         positions: dict[str, StreamId],
         lease: Lease | None = None,
         on_applied: OnApplied | None = None,
+        on_mark: OnMark | None = None,
         committed: dict[str, StreamId] | None = None,
     ) -> None:
         self._service = keys
         self._keys = keys.store(store)
         self._apply = apply
         self._on_applied = on_applied
+        self._on_mark = on_mark
         self._channel = broker.channel()
         self._cursor = Cursor(self._channel, self._keys, name, positions, lease, committed)
         self._applying = threading.Lock()
@@ -220,10 +225,14 @@ class Consumer:
         chunk = None
         try:
             values = dict(zip(map(bytes, fields[::2]), fields[1::2], strict=True))
+            if b"mark" in values:
+                self._take_mark(actor, position, entry, values[b"mark"])
+                return None
             first, chunk = int(bytes(values[b"first"])), self._decoder.decode(values[b"chunk"])
             if chunk.n != entry.number - first + 1:
                 raise DecodeError(f"{chunk.n} transitions where {entry} and {first} were told")
-            chunk = self._without_known(actor, position, entry, first, chunk)
+            skip = self._note_gap(actor, position, entry, first)
+            chunk = chunk.tail(skip) if skip else chunk
             chunk.meta = {**chunk.meta, "actor": actor}
             self.is_applying = True
             refusals = self._apply(actor, chunk, entry) or {}
@@ -238,6 +247,18 @@ class Consumer:
         self.is_applying = False
         return None if chunk is None else (chunk, refusals)
 
+    def _take_mark(self, actor: str, position: StreamId, entry: StreamId, frame: Any) -> None:
+        """Hand on a mark; without a callback it is only passed."""
+        self._note_gap(actor, position, entry, entry.number)
+        try:
+            if self._on_mark is not None:
+                self.is_applying = True
+                self._on_mark(actor, codec.decode_mark(frame), entry)
+        except Exception as error:
+            log.error("store %r: mark %s of actor %r: %s", self._keys.name, entry, actor, error)
+        self._cursor.move(actor, entry)
+        self.is_applying = False
+
     def _reject(self, actor: str, entry: StreamId, count: int, reason: BaseException) -> None:
         log.error(
             "store %r rejected %d transitions of actor %r, of chunk %s: %s",
@@ -249,9 +270,8 @@ class Consumer:
         )
         self.rejected += count
 
-    def _without_known(
-        self, actor: str, position: StreamId, entry: StreamId, first: int, chunk: codec.Chunk
-    ) -> codec.Chunk:
+    def _note_gap(self, actor: str, position: StreamId, entry: StreamId, first: int) -> int:
+        """Report what is missing before an entry; returns how many of its rows are known."""
         same = entry.incarnation == position.incarnation
         expected = position.number + 1 if same else 1
         if first > expected and position != START:
@@ -264,7 +284,7 @@ class Consumer:
                 actor,
                 entry,
             )
-        return chunk.tail(expected - first) if first < expected else chunk
+        return max(expected - first, 0)
 
     def _poll_actors(self) -> None:
         """Read the set of actors, and tidy up after those that are gone."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from agentlace.errors import (
 )
 from agentlace.transport.connection import Channel, Refused
 from agentlace.transport.keys import JOINED_MAX, StoreKeys
+from agentlace.transport.pending import Pending
 from agentlace.transport.recent import Recent, Sent
 from agentlace.transport.resp import ErrorReply
 from agentlace.transport.room import Room
@@ -57,6 +57,9 @@ class Producer:
         keys: which store.
         actor: the actor's identity.
         retention: returns the store's present retention.
+
+    Attributes:
+        pending: what the broker has not confirmed, oldest first.
     """
 
     def __init__(
@@ -74,13 +77,17 @@ class Producer:
         self._is_logged = False
         self._recent = Recent()
         self._encoder = codec.ChunkEncoder()
-        self.pending: deque[Sent] = deque()
-        self.number = 0
+        self.pending = Pending()
 
     @property
     def dropped(self) -> int:
         """Transitions that no consumer had read when they were dropped."""
         return self._room.dropped
+
+    @property
+    def number(self) -> int:
+        """Number of the last transition or mark that was taken."""
+        return self.pending.number
 
     def take(self, rows: Sequence[Any], meta: Mapping[str, Any]) -> None:
         """Encode transitions and put them behind those that are pending.
@@ -95,12 +102,6 @@ class Producer:
         if errors:
             log.error("%d transitions of store %r may not travel", len(errors), self._keys.name)
             raise errors[0]
-
-    def untake(self, number: int) -> None:
-        """Give back what was taken after this number, unsent."""
-        while self.pending and self.pending[-1].first > number:
-            self.pending.pop()
-        self.number = number
 
     def _take_split(
         self, rows: list[Any], meta: Mapping[str, Any], errors: list[EncodeError]
@@ -118,8 +119,7 @@ class Producer:
             self._take_split(rows[:middle], meta, errors)
             self._take_split(rows[middle:], meta, errors)
             return
-        first, self.number = self.number + 1, self.number + len(rows)
-        self.pending.append(Sent(first, self.number, frame))
+        self.pending.take(frame, len(rows))
 
     def flush(self, timeout_s: float) -> None:
         """Send what is pending; blocks until the broker has it, at most ``timeout_s``.
@@ -132,14 +132,14 @@ class Producer:
             StoreFull: no room; what is pending stays.
             ActorReplaced: a newer process uses this actor's identity.
         """
-        if not self.pending and not self._in_doubt:
+        if not self.pending.is_due and not self._in_doubt:
             return
         deadline = time.monotonic() + timeout_s
         self._channel.be_back_within(timeout_s)
-        while self.pending or self._in_doubt:
+        while self.pending.is_due or self._in_doubt:
             self._channel.settle(max(deadline - time.monotonic(), 0.0))
             self._meet_broker()
-            if self.pending:
+            if self.pending.is_due:
                 self._confirm(self.pending[0], deadline)
                 confirmed = self.pending.popleft()
                 if self._is_logged:
@@ -225,7 +225,7 @@ class Producer:
         if not (chunk.was_sent and self._is_stored(chunk_id)):
             self._room.make(chunk.frame.nbytes, deadline)
             self._append_in_time(chunk, chunk_id, deadline)
-        self._room.keep(chunk_id, chunk.last - chunk.first + 1, chunk.frame.nbytes)
+        self._room.keep(chunk_id, chunk.rows, chunk.frame.nbytes)
 
     def _append_in_time(self, chunk: Sent, chunk_id: StreamId, deadline: float) -> None:
         """Append to the stream, making room in a broker that is full."""
@@ -240,7 +240,7 @@ class Producer:
         channel = self._channel
         chunk.was_sent = True
         # That the stream does not expire meanwhile is the heartbeat's business.
-        entry = (b"%d-%d" % chunk_id, "first", chunk.first, "chunk", chunk.frame)
+        entry = (b"%d-%d" % chunk_id, "first", chunk.first, chunk.field, chunk.frame)
         channel.send([("XADD", self._stream, *entry)])
         channel.settle(max(deadline - time.monotonic(), 0.0))
         added = channel.receive()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agentlace import codec
 
@@ -12,17 +12,33 @@ FORGETFUL_S = 3.0
 """A broker that is killed may have forgotten what it confirmed so shortly before (everysec)."""
 RECENT_MAX_BYTES = 64 << 20
 """No more than this is kept for a broker that forgets."""
+CHUNK, MARK = "chunk", "mark"
+"""The field of an entry that holds transitions, and that of one that holds a mark."""
 
 
 @dataclass
 class Sent:
-    """A chunk on its way, or there: the numbers of its first and last transition, its frame."""
+    """A chunk or mark on its way, or there: the numbers of its first and last row, its frame.
+
+    A mark has one number, and no transition; ``field`` tells what it is.
+    """
 
     first: int
     last: int
     frame: codec.Frame
     was_sent: bool = False
     confirmed: float = 0.0
+    field: str = CHUNK
+
+    @property
+    def rows(self) -> int:
+        """Return the number of transitions."""
+        return self.last - self.first + 1 if self.field == CHUNK else 0
+
+    @property
+    def is_out(self) -> bool:
+        """Whether a consumer may have it, now or before the broker forgot it."""
+        return self.was_sent or self.confirmed > 0
 
 
 class Recent:
@@ -40,7 +56,7 @@ class Recent:
         """Keep a copy of a chunk that was confirmed now; its arrays may change from now on."""
         now, size = time.monotonic(), chunk.frame.nbytes
         copy = codec.Frame([chunk.frame.copy()], size)
-        self._chunks.append(Sent(chunk.first, chunk.last, copy, confirmed=now))
+        self._chunks.append(replace(chunk, frame=copy, was_sent=False, confirmed=now))
         self._nbytes += size
         while self._chunks and (
             now - self._chunks[0].confirmed > FORGETFUL_S or self._nbytes > RECENT_MAX_BYTES

@@ -5,6 +5,10 @@ One stream per (store, actor). An entry is a chunk of n transitions; its ID is
 broker refuses an ID that is not larger than the newest. So a retry cannot duplicate, and an
 actor that was replaced is fenced off. An entry has two fields: ``first``, the number of the
 chunk's first transition, and ``chunk``, the frame.
+
+Between chunks there may be marks, which say where an episode begins, ends, or is discarded. A
+mark's entry has the fields ``first`` and ``mark``, and takes one number of its own, as if it
+were a transition; so retries, fences and gaps are the same for both.
 """
 
 from __future__ import annotations

@@ -265,11 +265,6 @@ def test_the_default_buffer_yields_transitions_of_an_environment():
     assert mask["observations"].shape == (400,)
 
 
-def test_a_logger_comes_later():
-    with pytest.raises(NotImplementedError, match="RLDS"):
-        TrajectoryBufferDataStore(5, SHAPES, rlds_logger=print)
-
-
 class OwnInsert(TrajectoryBufferDataStore):
     def insert(self, data, end_of_trajectory=False):
         super().insert(data, end_of_trajectory)
