@@ -28,6 +28,7 @@ from agentlace.errors import (
     AlreadyServed,
     BrokerAuthFailed,
     BrokerUnreachable,
+    CheckpointError,
     Closed,
     ConfigMismatch,
     DecodeError,
@@ -44,7 +45,12 @@ from agentlace.errors import (
 )
 from agentlace.inference import InferenceClient, InferenceServer
 from agentlace.robot import ChunkedPolicyClient
-from agentlace.trainer import TrainerClient, TrainerServer, TrainerSMInterface
+from agentlace.trainer import (
+    CheckpointPolicy,
+    TrainerClient,
+    TrainerServer,
+    TrainerSMInterface,
+)
 from agentlace.transport.streams import Retention
 
 __all__ = [
@@ -57,6 +63,8 @@ __all__ = [
     "BrokerAuthFailed",
     "BrokerURL",
     "BrokerUnreachable",
+    "CheckpointError",
+    "CheckpointPolicy",
     "ChunkedPolicyClient",
     "Closed",
     "ConfigMismatch",

@@ -18,6 +18,7 @@
     ├── AlreadyServed        another live server has this identity
     ├── SchemaMismatch       a transition that does not fit its store  (also a ValueError)
     ├── NotEnoughData        a sample waited in vain for inserts       (also a TimeoutError)
+    ├── CheckpointError      a checkpoint that cannot be saved or restored
     ├── MissingExtra         an optional dependency is not installed   (also an ImportError)
     └── Closed               use after ``stop()`` or ``close()``
 
@@ -166,6 +167,16 @@ class NotEnoughData(AgentlaceError, TimeoutError):
         self.missing = missing
         self.timeout_s = timeout_s
         super().__init__(f"no sample within {timeout_s:g} s: {missing}")
+
+
+class CheckpointError(AgentlaceError):
+    """A checkpoint that cannot be saved or restored; what was there before is as it was."""
+
+    def __init__(self, path: object, reason: str) -> None:
+        """Name the checkpoint's folder, what is wrong with it, and what to do."""
+        self.path = str(path)
+        self.reason = reason
+        super().__init__(f"checkpoint {self.path}: {reason}")
 
 
 class MissingExtra(AgentlaceError, ImportError):

@@ -9,7 +9,7 @@ updates for each one and sends the policy back. Start them in any order, and sev
 you like. Both end by themselves: the actor after `--max_steps`, the learner when it has learned
 from all that its actors sent. Each leaves `summary.json` in its run directory, the learner also
 `returns.csv` and `return.png`. Ctrl-C ends either early, a second one at once; a restarted learner
-learns again from what the broker retains, and goes on.
+goes on from its `--checkpoint`, or else learns again from what the broker retains.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from report import Progress, write_returns, write_summary
 
 STORE = "actor_env"
 INTERRUPT_S = 1.0
+SAVE_S = 60.0
 SIGNAL_SLICE_S = 0.1
 INTERRUPTED = 130
 RLDS_VERSION = "0.1.0"
@@ -60,10 +61,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--hidden", type=_count, nargs="+", default=[256, 256], help="layer widths [256 256]")
     add("--learning_rate", type=float, default=3e-4, help="[%(default)s]")
     add("--actor_timeout_s", type=float, default=60.0, help=_ACTOR_TIMEOUT)
+    add("--checkpoint", type=Path, help=_CHECKPOINT)
+    add("--checkpoint_every_s", type=float, default=60.0, help="[%(default)s]")
     add("--use_traj_buffer", action="store_true", help="keep whole trajectories, sampled by row")
     add("--rlds_log_dir", type=Path, help=_RLDS_LOG_DIR)
     args = parser.parse_args(argv)
     args.role = "both" if args.learner == args.actor else "learner" if args.learner else "actor"
+    if args.checkpoint and args.role != "learner":
+        parser.error("--checkpoint is for a learner of its own (--learner)")
     if args.rlds_log_dir and args.role == "actor":
         parser.error("--rlds_log_dir is for the learner, which has the episodes of all actors")
     args.run_dir = args.run_dir or Path("runs", f"{args.env}-{args.seed}-{args.role}")
@@ -75,6 +80,10 @@ _MAX_AHEAD = (
     "the actor waits while the learner has more environment steps than these to learn from, "
     "so that a slow learner still learns from its own policy; inf for robots that cannot wait "
     "[%(default)s]"
+)
+_CHECKPOINT = (
+    "folder from which a learner that was killed goes on: buffer, agent and counters; saved at an "
+    "interval and at the end"
 )
 _RLDS_LOG_DIR = (
     "folder of datasets: episodes are recorded as RLDS in <name of the environment>/"
@@ -116,18 +125,27 @@ def act(args: argparse.Namespace, actor: Any) -> None:
 
 def learn(args: argparse.Namespace, learner: Any, store: Any) -> None:
     """Be the learner of actors elsewhere."""
-    from agentlace.trainer import TrainerServer
+    from agentlace.trainer import CheckpointPolicy, TrainerServer
 
+    policy = args.checkpoint and CheckpointPolicy(
+        args.checkpoint, args.checkpoint_every_s, learner.state
+    )
     server = TrainerServer(
         trainer_config(),
         data_callback=lambda *_: learner.wake(),
         request_callback=learner.answer,
         broker=args.broker,
+        checkpoint=policy,
     )
     server.register_data_store(STORE, store)
+    state = server.restore() if policy else None
+    if state is not None:
+        learner.restore(state)
     try:
         server.start(threaded=True)
         learner.run(server)
+        if policy:
+            server.save()
     finally:
         server.stop()
 
@@ -230,7 +248,7 @@ def main() -> int:
     while not (stop.is_set() or running.done()):
         wait([running], timeout=SIGNAL_SLICE_S)
     interrupted = stop.is_set()
-    wait([running], timeout=INTERRUPT_S)
+    wait([running], timeout=SAVE_S if args.checkpoint else INTERRUPT_S)
     progress.close()
     if ends:
         conclude(args, ends)

@@ -8,12 +8,12 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import flax.serialization
 import gymnasium as gym
 import matplotlib
 import numpy as np
 from actor import make_agent
 from report import Progress, Rate, final_return
-from sac import SACAgent
 
 matplotlib.use("Agg")
 # Here, not where it draws: this takes a second, which an interrupted learner does not have.
@@ -49,6 +49,19 @@ class Roster:
                 del self._active[actor]
                 self._done[actor] = report["steps"]
             self.changed.notify_all()
+
+    def state(self) -> dict[str, Any]:
+        """Return what a restarted learner must know of its actors."""
+        with self.changed:
+            episodes = [[actor, step, value] for (actor, step), value in self._episodes.items()]
+            return {"episodes": episodes, "active": list(self._active), "done": dict(self._done)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on with what `state` returned; who was active then has its time from now on."""
+        with self.changed:
+            self._episodes = {(actor, step): value for actor, step, value in state["episodes"]}
+            self._active = dict.fromkeys(state["active"], time.monotonic())
+            self._done = state["done"]
 
     def curve(self) -> list[tuple[int, float]]:
         """Return (step of its actor, return) of all episodes so far, in order of the steps."""
@@ -91,6 +104,7 @@ class Learner:
         self._roster = Roster()
         # Environment steps that one call of the compiled update learns from.
         self._block = max(1, min(args.steps_per_update, UPDATES_PER_CALL // args.utd_ratio))
+        self._agent = make_agent(args, env)
         self._learned = self._published = 0
         self._version: int | None = None
         self._step_rate, self._update_rate = Rate(), Rate()
@@ -106,15 +120,28 @@ class Learner:
         with self._roster.changed:
             self._roster.changed.notify_all()
 
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps beside the buffer; in any thread."""
+        # The counter first: were it the newer one, updates would be left out after a restart.
+        learned, agent = self._learned, self._agent
+        state = flax.serialization.to_state_dict(agent)
+        return {"agent": state, "learned": learned, "actors": self._roster.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on with what `state` returned, in an earlier process."""
+        self._agent = flax.serialization.from_state_dict(self._agent, state["agent"])
+        self._learned = self._published = state["learned"]
+        self._roster.restore(state["actors"])
+        self._progress.show("learner", f"goes on after {self._learned:,} steps")
+
     def run(self, server: Any) -> None:
         """Learn from what arrives until the actors are done, or stopped."""
-        agent = make_agent(self._args, self._env)
-        self._publish(server, agent)
+        self._publish(server)
         while not self._stop.is_set():
             if self._backlog():
-                agent = self._learn(agent)
+                self._learn()
                 if self._learned - self._published >= self._args.steps_per_update:
-                    self._publish(server, agent)
+                    self._publish(server)
             elif self._roster.is_over(self._received(), self._args.actor_timeout_s):
                 break
             else:
@@ -122,7 +149,7 @@ class Learner:
                     self._roster.changed.wait(WAIT_SLICE_S)
             self._progress.show("learner", self._state())
         if self._learned > self._published:
-            self._publish(server, agent)
+            self._publish(server)
 
     def _received(self) -> int:
         """Return the transitions that ever arrived; the oldest may have left the store since."""
@@ -135,7 +162,7 @@ class Learner:
             return 0
         return (received - self._learned) // self._block * self._block
 
-    def _learn(self, agent: SACAgent) -> SACAgent:
+    def _learn(self) -> None:
         """Make the updates that one block of environment steps pays for."""
         updates = self._block * self._args.utd_ratio
         rows = self._sample(updates * self._args.batch_size)
@@ -145,17 +172,16 @@ class Learner:
             )
             for key in BATCH_KEYS
         }
-        agent, _ = agent.update(batches)
+        self._agent, _ = self._agent.update(batches)
         self._learned += self._block
-        return agent
 
     def _sample(self, size: int) -> dict[str, Any]:
         if self._args.use_traj_buffer:
             return self._store.sample("training", size)[0]
         return self._store.sample(size)
 
-    def _publish(self, server: Any, agent: SACAgent) -> None:
-        server.publish_network(agent.params)
+    def _publish(self, server: Any) -> None:
+        server.publish_network(self._agent.params)
         self._version, self._published = server.published_version, self._learned
 
     def _state(self) -> str:

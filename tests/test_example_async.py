@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -134,6 +135,46 @@ def test_a_restarted_learner_goes_on(start: Start, tmp_path: Path, broker_url: s
 
 
 @needs_sac
+def test_a_killed_learner_goes_on_from_its_checkpoint(
+    start: Start, tmp_path: Path, broker_url: str
+) -> None:
+    """What it has learned is not learned again, what came meanwhile is."""
+    flags = (*FLAGS, "--checkpoint", "checkpoint", "--checkpoint_every_s", "0.2")
+    learner = start("--learner", *flags, broker=broker_url)
+    actor = start("--actor", *FLAGS, "--max_steps", "100000", broker=broker_url)
+    deadline = time.monotonic() + DEADLINE_S
+    while not (saved := saved_steps(tmp_path / "checkpoint")):
+        assert time.monotonic() < deadline and learner.poll() is None
+        time.sleep(0.02)
+    learner.kill()
+
+    learner = start("--learner", *flags, "--actor_timeout_s", "3", broker=broker_url)
+    wait_for_line(learner, "learner: goes on after ")
+    while saved_steps(tmp_path / "checkpoint") < saved + 200:
+        assert time.monotonic() < deadline and learner.poll() is None
+        time.sleep(0.02)
+    actor.kill()
+    code, output = ended(learner)
+    assert code == 0, output
+    summary = summary_of(tmp_path / "runs/Pendulum-v1-0-learner", output)
+    assert 0 <= summary["steps"] - summary["updates"] // 2 < 20
+    assert saved_steps(tmp_path / "checkpoint") == summary["updates"] // 2
+
+
+def saved_steps(folder: Path) -> int:
+    """Return how many steps the checkpoint's agent has learned from; 0 without a checkpoint."""
+    from agentlace.codec import decode
+
+    try:
+        manifest = json.loads(json.loads((folder / "checkpoint.json").read_bytes())["content"])
+        frames = [(folder / file["file"]).read_bytes() for file in manifest["extra"] or ()]
+    except FileNotFoundError:
+        return 0
+    trees = [decode(bytearray(frame)).tree for frame in frames]
+    return next((tree["learned"] for tree in trees if "learned" in tree), 0)
+
+
+@needs_sac
 def test_an_interrupt_ends_it_with_what_there_is(
     start: Start, tmp_path: Path, broker_url: str
 ) -> None:
@@ -201,6 +242,7 @@ def test_help_needs_nothing_heavy(start: Start) -> None:
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
+        (["--actor", "--checkpoint", "c"], "--checkpoint is for a learner"),
         (["--actor", "--rlds_log_dir", "logs"], "is for the learner"),
         (["--batch_size", "0"], "not a positive number"),
     ],

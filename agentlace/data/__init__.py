@@ -16,6 +16,7 @@
     demos.py                  demonstrations from files, loaded in advance
     tfds.py, steps.py         stores filled from RLDS datasets, whose steps become transitions
     minari_format.py, lerobot_format.py    RLDS episodes in other formats
+    own_files.py              how stores of other kinds take part in a trainer's checkpoint
 
     rlds_writer.py            records episodes in this process, as an RLDS dataset
 
@@ -29,6 +30,7 @@
     packing.py                frames of both observations in one array
     transition_log.py         what is inserted, told to an rlds_logger
     ends.py                   where transitions tell that they are the last
+    row_files.py              files of a store's rows, of which a save writes only the new ones
     archive.py                files that are either whole or not there
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,37 @@ from agentlace.errors import DecodeError
 from agentlace.files import replace_file as replace_file
 from agentlace.files import sync_folder as sync_folder
 
+PIECE_BYTES = 8 << 20
+"""So much of a file is read at a time to be checked."""
 STATE = "state"
 """Member of an archive that holds plain values, as JSON; all others are arrays."""
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a process that was killed while it replaced a file has left in a folder.
+
+    Only for a folder in which nobody else writes.
+    """
+    for path in folder.glob(".*.tmp"):
+        path.unlink()
+
+
+def sync_file(path: Path) -> None:
+    """Make a file's content survive a power cut."""
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def checksum_of(path: Path) -> int:
+    """Return a file's CRC-32; it is read in pieces."""
+    crc = 0
+    with open(path, "rb") as file:
+        while piece := file.read(PIECE_BYTES):
+            crc = zlib.crc32(piece, crc)
+    return crc
 
 
 def archive_path(path: str | os.PathLike[str]) -> Path:

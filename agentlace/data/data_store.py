@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -11,11 +12,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from agentlace.codec import Chunk
+from agentlace.codec import Chunk, decode, encode
 from agentlace.errors import AgentlaceError
 
 READ_ATTEMPTS = 1000
 """So often a store is read again because something was inserted meanwhile."""
+
+QUEUE = "queue"
+ROWS_PER_FILE = 128
+"""Rows that a saved queue has in one file; with rows of 4 MiB it is as large as a frame may be."""
 
 Refusals = dict[int, Exception]
 """What a store raised for some of several transitions, by their number."""
@@ -120,6 +125,27 @@ class QueuedDataStore(DataStoreBase):
             there = min(new, len(self._data_queue))
             rows = list(islice(reversed(self._data_queue), there))[::-1]
             return Taken(rows, self.latest_seq_id, new - there)
+
+    def save_to(self, folder: str) -> None:
+        """Write the queue into an empty folder, for a trainer's checkpoint."""
+        with self._lock:
+            rows, newest = list(self._data_queue), self.latest_seq_id
+        for start in range(0, len(rows), ROWS_PER_FILE):
+            frame = encode(rows[start : start + ROWS_PER_FILE], QUEUE)
+            with open(os.path.join(folder, f"{start}.rows"), "wb") as file:
+                file.writelines(frame.parts)
+        with open(os.path.join(folder, "newest"), "w") as file:
+            file.write(str(newest))
+
+    def load_from(self, folder: str) -> None:
+        """Fill the queue, which must be empty, with what :meth:`save_to` wrote."""
+        with open(os.path.join(folder, "newest")) as file:
+            newest = int(file.read())
+        starts = sorted(int(name[:-5]) for name in os.listdir(folder) if name.endswith(".rows"))
+        for start in starts:
+            with open(os.path.join(folder, f"{start}.rows"), "rb") as file:
+                self.batch_insert(decode(bytearray(file.read()), QUEUE).tree)
+        self.latest_seq_id = newest
 
     def __len__(self) -> int:
         """Return the number of transitions in the queue."""

@@ -194,7 +194,8 @@ class FrameReplayBuffer(ReplayBuffer):
         """Take over what else a snapshot holds, after all its rows."""
         super().end_restore(state)
         if self.dataset is not None:
-            self._windows.go_on(state.get("newest", ()))
+            there = [each for each in state.get("newest", ()) if each[1] >= state["begin"]]
+            self._windows.go_on(there)
 
     def _first_of(self, rest: Any, frames: dict[str, Array], window: Array) -> Any:
         """Return the first exported transition as it was inserted."""

@@ -199,12 +199,21 @@ class ReplayBuffer(SampledStore):
             rows = self._rows(np.arange(self._head.written - there, self._head.written))
             return Taken(rows, self._head.written - 1, new - there)
 
-    def export_rows(self, begin: int, nbytes: int) -> Part:
+    def cut(self) -> Part:
+        """Return the state of this moment: rows that are there do not change."""
+        state = self._common_state()
+        with self._writing:
+            first, end = self._head.rows()
+            state |= {"begin": first, "end": end, **self._ring_state(end)}
+            return Part(None, end, end, end, end, state)
+
+    def export_rows(self, begin: int, nbytes: int, until: int | None = None) -> Part:
         """Return rows from a number on, about so many bytes; inserts wait meanwhile."""
         state = self._common_state()
         with self._writing:
             first, end = self._head.rows()
-            begin = max(begin, first)
+            end = end if until is None else min(end, until)
+            begin = min(max(begin, first), end)
             if self._schema is not None:
                 end = min(end, begin + max(1, nbytes // max(1, self._schema.nbytes)))
             columns = self._export(np.arange(begin, end)) if end > begin else None

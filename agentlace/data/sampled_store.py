@@ -25,6 +25,8 @@ class Part(NamedTuple):
         newest: the number after the newest row.
         state: all else that makes up the store at its row ``end``: plain values, of which
             ``begin`` is the first row that is needed.
+        arrays: what may change of rows long after they came, or is not among the rows, as a tree
+            of arrays that :meth:`SampledStore.absorb_arrays` takes; or None.
     """
 
     columns: Any
@@ -33,6 +35,7 @@ class Part(NamedTuple):
     settled: int
     newest: int
     state: dict[str, Any]
+    arrays: Any = None
 
 
 class SampledStore(DataStoreBase):
@@ -98,16 +101,27 @@ class SampledStore(DataStoreBase):
         finally:
             self.preloaded += self.inserted - before
 
-    def export_rows(self, begin: int, nbytes: int) -> Part:
-        """Return rows from a number on, about so many bytes; inserts wait meanwhile."""
+    def cut(self) -> Part:
+        """Return the state of this moment, and the few rows of it that may still change.
+
+        Together with :meth:`export_rows` up to the first of them it is the store as it is now,
+        whatever is inserted meanwhile. Inserts wait for microseconds, and for a copy of its
+        ``arrays`` if it has any.
+        """
         raise NotImplementedError(f"{type(self).__name__} cannot be saved in parts")
 
-    def export_arrays(self) -> Any:
-        """Return what may change of rows long after they came, as a tree of arrays; or None."""
-        return None
+    def export_rows(self, begin: int, nbytes: int, until: int | None = None) -> Part:
+        """Return rows from a number on, about so many bytes; inserts wait meanwhile.
+
+        Args:
+            begin: number of the first row, if it is still there.
+            nbytes: so much is wanted; one row at least comes.
+            until: rows from this number on are left out; none if None.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot be saved in parts")
 
     def absorb_arrays(self, arrays: Any) -> None:
-        """Take over what :meth:`export_arrays` returned, after all rows."""
+        """Take over the arrays of a cut, after all rows."""
         raise NotImplementedError(f"{type(self).__name__} has only rows")
 
     def begin_restore(self, state: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ from agentlace.data.columns import Array
 from agentlace.data.draw import Sampler
 from agentlace.data.reading import Range, Reading, SampleConfig, Transform
 from agentlace.data.ring import read_whole
+from agentlace.data.sampled_store import Part
 from agentlace.data.trajectory_file import load_trajectories, save_trajectories
 from agentlace.data.trajectory_ring import DataShape, TrajectoryRing
 
@@ -147,9 +148,9 @@ class TrajectoryBuffer(TrajectoryRing):
         configs = [(n, c.priority) for n, c in self._configs.items() if c.priority is not None]
         return {name: priority.state() for name, priority in configs}
 
-    def export_arrays(self) -> Any:
-        """Return the priorities of each config that has any; None if there are none."""
-        return self._priorities() or None
+    def cut(self) -> Part:
+        """Return the state of this moment, with the priorities of each config that has any."""
+        return super().cut()._replace(arrays=self._priorities() or None)
 
     def absorb_arrays(self, arrays: Any) -> None:
         """Take over priorities; of configs that are not registered yet, as soon as they are."""

@@ -22,6 +22,7 @@ from agentlace.errors import SchemaMismatch
 
 log = logging.getLogger(__name__)
 
+PRIORITIES, WAITING = "/priorities", "/waiting"
 NAMES = frozenset(name for names in MARKS for name in names)
 """Entries of a transition that tell about the end; dropped if they are not declared."""
 
@@ -36,9 +37,9 @@ class TrajectoryBufferDataStore(TrajectoryBuffer):
 
     Several actors may fill it: chunks whose ``meta`` names another ``actor`` than that of the
     trajectory in progress wait, outside of the ring, until that has ended. They may become an
-    eighth of ``capacity``; then, and when the store is saved, all trajectories in progress are
-    cut. (A subclass with an ``insert`` of its own gets every row at once, and each change of the
-    actor cuts.)
+    eighth of ``capacity``; then, and at :meth:`save`, all trajectories in progress are cut; in a
+    snapshot they wait on. (A subclass with an ``insert`` of its own gets every row at once, and
+    each change of the actor cuts.)
 
     Sent from, it hands transitions out with ``end_of_trajectory``, once it is known: the newest
     one stays until the next comes or the trajectory ends, and a trajectory that is too short
@@ -201,10 +202,23 @@ class TrajectoryBufferDataStore(TrajectoryBuffer):
         with self._turns:
             self._give_turns(0)
 
-    def export_rows(self, begin: int, nbytes: int) -> Part:
-        """Return rows from a number on, about so many bytes; inserts wait meanwhile."""
-        self.settle()
-        return super().export_rows(begin, nbytes)
+    def cut(self) -> Part:
+        """Return the state of this moment, with the rows that wait."""
+        with self._turns:
+            part = super().cut()
+            if not self._waiting:
+                return part
+            return part._replace(arrays={PRIORITIES: part.arrays, WAITING: self._waiting.state()})
+
+    def absorb_arrays(self, arrays: Any) -> None:
+        """Take over the arrays of a cut, after all rows."""
+        if WAITING in arrays:
+            with self._turns:
+                for actor, columns, ends in arrays[WAITING]:
+                    self._waiting.add(actor, columns, ends)
+            arrays = arrays[PRIORITIES]
+        if arrays is not None:
+            super().absorb_arrays(arrays)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Save as :class:`TrajectoryBuffer` does; rows that wait are inserted before."""
@@ -227,6 +241,14 @@ class TrajectoryBufferDataStore(TrajectoryBuffer):
     def _declared(self, columns: dict[str, Array]) -> dict[str, Array]:
         declared = self._schema.example
         return {k: v for k, v in columns.items() if k in declared or k not in NAMES}
+
+    def end_restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what else a snapshot holds, after all its rows."""
+        super().end_restore(state)
+        self._actor = state.get("actor")
+
+    def _common_state(self) -> dict[str, Any]:
+        return {**super()._common_state(), "actor": self._actor}
 
     def latest_data_id(self) -> int:
         """Return the number of transitions ever inserted, minus one."""

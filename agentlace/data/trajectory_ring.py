@@ -141,18 +141,33 @@ class TrajectoryRing(SampledStore):
         with self._writing:
             self._episodes.end()
 
-    def export_rows(self, begin: int, nbytes: int) -> Part:
-        """Return rows from a number on, about so many bytes; inserts wait meanwhile."""
+    def cut(self) -> Part:
+        """Return the state of this moment, and the rows that may still be rolled back or end."""
         state = self._common_state()
         with self._writing:
             book = self._episodes
-            first = min(book.range[0], book.insert_idx)
-            begin = max(begin, first)
-            end = min(book.insert_idx, begin + max(1, nbytes // max(1, self._schema.nbytes)))
-            state |= {"begin": first, "end": end, **book.restart_state(first, end)}
-            columns = self._export(np.arange(begin, end)) if end > begin else None
-            settled = min(end, book.settled())
-            return Part(columns, begin, end, settled, book.insert_idx, state)
+            return self._part(book.settled(), book.insert_idx, state)
+
+    def export_rows(self, begin: int, nbytes: int, until: int | None = None) -> Part:
+        """Return rows from a number on, about so many bytes; inserts wait meanwhile."""
+        state = self._common_state()
+        with self._writing:
+            newest = self._episodes.insert_idx
+            end = newest if until is None else min(newest, until)
+            begin = min(max(begin, self._first_sampled()), end)
+            end = min(end, begin + max(1, nbytes // max(1, self._schema.nbytes)))
+            return self._part(begin, end, state)
+
+    def _part(self, begin: int, end: int, state: dict[str, Any]) -> Part:
+        book, first = self._episodes, self._first_sampled()
+        begin = min(max(begin, first), end)
+        state |= {"begin": first, "end": end, **book.restart_state(first, end)}
+        columns = self._export(np.arange(begin, end)) if end > begin else None
+        settled = min(end, book.settled())
+        return Part(columns, begin, end, settled, book.insert_idx, state)
+
+    def _first_sampled(self) -> int:
+        return min(self._episodes.range[0], self._episodes.insert_idx)
 
     def _export(self, rows: Array) -> dict[str, Array]:
         columns = {k: np.asarray(self._storage.take(k, rows % self.capacity)) for k in self.dataset}

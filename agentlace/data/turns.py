@@ -51,6 +51,11 @@ class Waiting:
         for piece in self._pieces.get(actor, [])[-1:]:
             piece.ends[-1] = True
 
+    def state(self) -> list[tuple[Any, Columns, Array]]:
+        """Return what :meth:`add` was given and still waits; the ends are copied."""
+        pieces = [(actor, piece) for actor in self._pieces for piece in self._pieces[actor]]
+        return [(actor, piece.columns, piece.ends.copy()) for actor, piece in pieces]
+
     def take_whole(self) -> list[_Piece]:
         """Return and forget the trajectories that have ended, each actor's one after the other."""
         taken: list[_Piece] = []

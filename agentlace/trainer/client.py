@@ -19,12 +19,12 @@ from agentlace.errors import (
     RequestTimeout,
     UnknownRequest,
 )
-from agentlace.service import Client
 from agentlace.trainer.async_update import FALSE_ERRORS, AsyncUpdate
 from agentlace.trainer.episodes import EpisodeMarks
 from agentlace.trainer.outbox import Outbox
+from agentlace.trainer.pausable_client import PausableClient
 from agentlace.trainer.request_settings import RequestSettings
-from agentlace.trainer.server import CONSUMER
+from agentlace.trainer.stores import CONSUMER
 from agentlace.transport import presence
 from agentlace.transport.backoff import Refrain
 from agentlace.transport.connection import Channel
@@ -39,7 +39,7 @@ CONFIRM_POLL_S = 0.002
 GOODBYE_TIMEOUT_S = 1.0
 
 
-class TrainerClient(Client, EpisodeMarks):
+class TrainerClient(PausableClient, EpisodeMarks):
     """An actor's connection to its trainer.
 
     Args:
@@ -98,6 +98,7 @@ class TrainerClient(Client, EpisodeMarks):
         if data_store is not None:
             stores[name] = data_store
         self._outboxes = {s: self._outbox(s, stores[s], hold_episodes) for s in stores}
+        self._takes_part = bool(stores)
         try:
             self._connect(wait_for_server)
             if self._outboxes:

@@ -3,17 +3,41 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from agentlace.transport.weights import snapshot
+from agentlace.trainer.checkpointer import Source
+from agentlace.trainer.checkpoints import Checkpoints, Networks
+from agentlace.trainer.manifest import Positions, SavedStore
+from agentlace.trainer.pause_state import Pausable, PauseState
+from agentlace.transport.weights import Version, snapshot
 
 log = logging.getLogger(__name__)
 
 
-class TrainerSMInterface:
+class _SharedStores(dict[str, Any]):
+    """The stores by name, as a checkpoint needs them. There are no streams, and no positions."""
+
+    def sources(self) -> dict[str, Source]:
+        """Return all stores; insertions wait only for a store's own lock."""
+
+        def hold(timeout_s: float) -> AbstractContextManager[None]:
+            return nullcontext()
+
+        return {name: Source(store, hold, {}, dict) for name, store in self.items()}
+
+    def commit(self, name: str, store: Any, positions: Positions) -> None:
+        """Do nothing: no stream waits."""
+
+    def take_over(self, name: str, saved: SavedStore) -> None:
+        """Do nothing: there is no stream to go on with."""
+
+
+class TrainerSMInterface(Pausable):
     """Stands for both TrainerServer and TrainerClient in one process with several threads.
 
     Both ends work on the same data store, so ``update`` has nothing to do. Thread-safe.
@@ -29,11 +53,34 @@ class TrainerSMInterface:
         self._lock = threading.Lock()
         self._network_callback: Callable[[Any], object] | None = None
         self._request_callback: Callable[[str, Any], Any] | None = None
-        self._stores: dict[str, Any] = {}
+        self._stores = _SharedStores()
+        self._before = Version(0, 0)
+        networks = Networks(lambda: Version(0, self.published_version), self._publish_after)
+        self._checkpoints = Checkpoints("one process", None, self._stores, networks, bool)
         self._newest: tuple[int, Any, float] | None = None
         self._delivered = 0
         self._handed = 0
         self._is_delivering = False
+        self._pause = PauseState()
+        self._pauses = 0
+
+    def _pause_state(self) -> PauseState:
+        return self._pause
+
+    def pause_actors(self, timeout_s: float = 10.0) -> list[str]:
+        """Ask the actor to stand still, and wait until its program has seen it.
+
+        Returns:
+            ``["actor"]`` if it has not within ``timeout_s``, else nothing.
+        """
+        if not self._pause.pause:
+            self._pauses += 1
+            self._pause.tell(str(self._pauses))
+        return [] if self._pause.wait_until_seen(timeout_s) else ["actor"]
+
+    def resume_actors(self) -> None:
+        """End the pause; if there is none, nothing happens."""
+        self._pause.tell("")
 
     def recv_network_callback(self, callback: Callable[[Any], object]) -> None:
         """Call back with each network, the newest one at once if there is one."""
@@ -45,7 +92,7 @@ class TrainerSMInterface:
         """Hand a copy of a network to the callback, and return its number."""
         tree = snapshot(payload)
         with self._lock:
-            number = 1 if self._newest is None else self._newest[0] + 1
+            number = self.published_version + 1
             self._newest = (number, tree, time.monotonic())
         self._deliver()
         return number
@@ -77,7 +124,32 @@ class TrainerSMInterface:
     @property
     def published_version(self) -> int:
         """Number of the newest published network, 0 before the first."""
-        return self._newest[0] if self._newest else 0
+        return self._newest[0] if self._newest else self._before.number
+
+    def _publish_after(self, version: Version) -> None:
+        self._before = version
+
+    def save(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        extra: Any = None,
+        stores: Sequence[str] | None = None,
+        wait: bool = True,
+    ) -> bool:
+        """Save stores and the networks' number; see :meth:`TrainerServer.save`.
+
+        A store of the program's own is saved while it is inserted into: it must lock itself.
+        """
+        return self._checkpoints.save(path, extra, stores, wait)
+
+    def restore(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        stores: Sequence[str] | None = None,
+        previous: bool = False,
+    ) -> Any:
+        """Fill the stores from a checkpoint of one process; see :meth:`TrainerServer.restore`."""
+        return self._checkpoints.restore(path, stores, previous)
 
     @property
     def policy_version(self) -> int | None:

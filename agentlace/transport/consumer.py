@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from agentlace import codec
@@ -77,6 +78,7 @@ class Consumer:
         self._on_mark = on_mark
         self._channel = broker.channel()
         self._cursor = Cursor(self._channel, self._keys, name, positions, lease, committed)
+        self._applying = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._actors: set[str] = set(positions)
@@ -96,13 +98,27 @@ class Consumer:
         """Return the last applied ID per actor."""
         return self._cursor.positions
 
+    @contextlib.contextmanager
+    def between_entries(self, timeout_s: float) -> Iterator[None]:
+        """Hold the consumer where its store holds exactly what its positions tell.
+
+        Raises:
+            TimeoutError: an entry is still being applied after ``timeout_s``.
+        """
+        if not self._applying.acquire(timeout=timeout_s):
+            raise TimeoutError(f"a chunk has been inserted for {timeout_s:g} s")
+        try:
+            yield
+        finally:
+            self._applying.release()
+
     def commit(self, positions: Mapping[str, StreamId]) -> None:
         """Publish these positions, soon, if it is not what is applied that is published."""
         self._cursor.commit(positions)
 
     def register(self) -> None:
         """Make this consumer known, so that nothing that it has not read is trimmed."""
-        self._cursor.register()
+        self.gaps += self._cursor.register()
 
     def start(self) -> None:
         """Register and begin to read, in a thread of its own."""
@@ -118,7 +134,7 @@ class Consumer:
             try:
                 self._channel.connect()
                 if self._channel.connects != connects:
-                    self._cursor.register()
+                    self.register()
                     self._joined = str(newest_id(self._channel, self._keys.joined))
                     connects, next_poll = self._channel.connects, 0.0
                 if time.monotonic() > next_poll:
@@ -191,16 +207,27 @@ class Consumer:
             self._actors.add(bytes(fields[1]).decode())
 
     def _take(self, actor: str, entry: StreamId, fields: list[Any]) -> None:
-        """Apply one entry: skip rows that are already there, report those that are missing."""
+        """Apply one entry, then tell of it."""
+        with self._applying:
+            applied = self._apply_entry(actor, entry, fields)
+        if applied is not None and self._on_applied is not None:
+            chunk, refusals = applied
+            self._on_applied(actor, chunk, entry, refusals)
+
+    def _apply_entry(
+        self, actor: str, entry: StreamId, fields: list[Any]
+    ) -> tuple[codec.Chunk, dict[int, Exception]] | None:
+        """Skip rows that are already there, report those that are missing, apply the others."""
         position = self.positions.get(actor, START)
         if entry <= position:
-            return
+            return None
         refusals: dict[int, Exception] = {}
         chunk = None
         try:
             values = dict(zip(map(bytes, fields[::2]), fields[1::2], strict=True))
             if b"mark" in values:
-                return self._take_mark(actor, position, entry, values[b"mark"])
+                self._take_mark(actor, position, entry, values[b"mark"])
+                return None
             first, chunk = int(bytes(values[b"first"])), self._decoder.decode(values[b"chunk"])
             if chunk.n != entry.number - first + 1:
                 raise DecodeError(f"{chunk.n} transitions where {entry} and {first} were told")
@@ -218,8 +245,7 @@ class Consumer:
             chunk = None
         self._cursor.move(actor, entry)
         self.is_applying = False
-        if chunk is not None and self._on_applied is not None:
-            self._on_applied(actor, chunk, entry, refusals)
+        return None if chunk is None else (chunk, refusals)
 
     def _take_mark(self, actor: str, position: StreamId, entry: StreamId, frame: Any) -> None:
         """Hand on a mark; without a callback it is only passed."""

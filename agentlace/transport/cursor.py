@@ -1,9 +1,11 @@
 """A consumer among the others: registered at the broker, its position in each stream published.
 
 What every registered consumer has read may be trimmed, so a position is published only after
-its transitions were applied, and trusted only as long as its consumer is registered. A consumer
-that keeps what it applied only from time to time (a recorder, whose episodes become data when
-they have ended) publishes what it has committed, which is behind what it has applied.
+its transitions were applied, and trusted only as long as its consumer is registered.
+
+A consumer whose store lasts only from one commit to the next (a checkpoint, a finished file)
+publishes two positions: the *committed* one, which lets streams be trimmed, and the *applied*
+one, for those who wait until their transitions are in the store.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from agentlace.transport.keys import StoreKeys
 from agentlace.transport.presence import read_peer
 from agentlace.transport.resp import Command, ErrorReply, Reply
 from agentlace.transport.streams import START, StreamId, consumers, cursors, role_of
+from agentlace.transport.succession import let_go, pass_what_is_gone
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +45,11 @@ class Cursor:
         keys: which store.
         name: of the consumer; its role, or ``role:which``.
         positions: last applied ID per actor; updated in place.
+        committed: if given, these positions let streams be trimmed, and are moved by
+            :meth:`commit`, in place; else what is applied counts as committed.
         lease: if given, this consumer replaces the others of its role, for as long as it holds
             the lease. One that was replaced without noticing (it slept) can then neither move its
             successor's positions nor have streams trimmed that only it has read.
-        committed: if given, these positions are published, and moved by :meth:`commit`; else what
-            is applied counts as committed.
     """
 
     def __init__(
@@ -64,40 +67,53 @@ class Cursor:
         self._key = keys.cursor(name)
         self._lease = lease
         self._moved: dict[str, StreamId] = {}
+        self._applied: dict[str, StreamId] = {}
         self._next_publish = 0.0
         self._lock = threading.Lock()
         self.positions = positions
         self.committed = positions if committed is None else committed
 
-    def register(self) -> None:
+    def register(self) -> int:
         """Make this consumer known, so that nothing that it has not read is trimmed.
 
         Also publishes where it stands: from the start, if its store is empty.
 
+        Returns:
+            The number of transitions that are lost, since the consumers that it replaces let
+            them go before its store had them. A store that begins empty does not miss them.
+
         Raises:
             AlreadyServed: another server holds the lease.
         """
-        commands: list[Command] = [("SADD", self._keys.consumers, self._name), ("DEL", self._key)]
+        others = [] if self._lease is None else self._replaced(self._lease)
+        lost = 0
+        if others and self.positions:
+            trimmed = let_go(self._channel, self._keys, others)
+            lost = pass_what_is_gone(self._channel, self._keys, self.positions, trimmed)
+        commands: list[Command] = [
+            ("SADD", self._keys.consumers, self._name),
+            ("DEL", self._key, self._keys.applied(self._name)),
+        ]
         with self._lock:
             commands += self._hset(self.committed)
             self._moved = {}
-        if self._lease is not None:
-            commands += self._succession(self._lease)
+        if self._commits_later:
+            commands += _hset(self._keys.applied(self._name), self.positions)
+            self._applied = {}
+        for name in others:
+            commands.append(("SREM", self._keys.consumers, name))
+            commands.append(("DEL", self._keys.cursor(name), self._keys.applied(name)))
         self._channel.checked(self._channel.exchange(commands))
+        return lost
 
-    def _succession(self, lease: Lease) -> list[Command]:
-        """Return what removes the consumers that this one replaces."""
+    def _replaced(self, lease: Lease) -> list[str]:
+        """Return the names of the consumers that this one replaces."""
         holder = read_peer(self._channel, lease.key)
         if holder is not None and holder["token"] != lease.token:
             raise AlreadyServed(f"store {self._keys.name!r} is consumed by {holder['host']} now")
         role = role_of(self._name)
         others = [name for name in consumers(self._channel, self._keys) if role_of(name) == role]
-        others = [name for name in others if name != self._name]
-        return [
-            command
-            for name in others
-            for command in (("SREM", self._keys.consumers, name), ("DEL", self._keys.cursor(name)))
-        ]
+        return [name for name in others if name != self._name]
 
     def keep_registered(self) -> None:
         """Register anew if this consumer was taken off the list."""
@@ -107,11 +123,20 @@ class Cursor:
     def move(self, actor: str, entry: StreamId) -> None:
         """Take note that everything up to this entry was applied."""
         self.positions[actor] = entry
-        if self.committed is self.positions:
-            self._moved[actor] = entry
+        moved = self._applied if self._commits_later else self._moved
+        moved[actor] = entry
+
+    @property
+    def _commits_later(self) -> bool:
+        return self.committed is not self.positions
 
     def commit(self, positions: Mapping[str, StreamId]) -> None:
-        """Take note that everything up to these entries is kept for good; from any thread."""
+        """Take note that everything up to these entries is kept for good; from any thread.
+
+        Without effect if what is applied counts as committed.
+        """
+        if not self._commits_later:
+            return
         with self._lock:
             moved = {a: at for a, at in positions.items() if self.committed.get(a) != at}
             self.committed.update(moved)
@@ -121,19 +146,18 @@ class Cursor:
         """Publish all positions the next time."""
         with self._lock:
             self._moved = dict(self.committed)
+        self._applied = dict(self.positions) if self._commits_later else {}
 
     def commands(self) -> list[Command]:
         """Return what publishes the positions that have moved; give the reply to :meth:`check`."""
         with self._lock:
             moved, self._moved = self._moved, {}
+        applied, self._applied = self._applied, {}
         self._next_publish = time.monotonic() + PUBLISH_EVERY_S
-        return self._hset(moved)
+        return [*self._hset(moved), *_hset(self._keys.applied(self._name), applied)]
 
     def _hset(self, positions: Mapping[str, StreamId]) -> list[Command]:
-        if not positions:
-            return []
-        pairs = [part for actor, at in positions.items() for part in (actor, str(at))]
-        return [("HSET", self._key, *pairs)]
+        return _hset(self._key, positions)
 
     def check(self, replies: list[Reply]) -> None:
         """Look at the reply to :meth:`commands`; in a broker that is full, make room for it.
@@ -166,3 +190,10 @@ class Cursor:
             read = min([position, *others.values()])
             if read != START:
                 self._channel.call("XTRIM", self._keys.stream(actor), "MINID", str(read.next()))
+
+
+def _hset(key: str, positions: Mapping[str, StreamId]) -> list[Command]:
+    if not positions:
+        return []
+    pairs = [part for actor, at in positions.items() for part in (actor, str(at))]
+    return [("HSET", key, *pairs)]

@@ -18,11 +18,15 @@ al:{ns:trainer:port}:weights:new         channel
 al:{ns:trainer:port}:weights:<v>:<i>:<j>  string   64 MiB; part j of leaf i as of  LEAF_MS, unless
                                                    version v                       of the newest
 al:{ns:trainer:port}:weights:readers     hash      one field per slow receiver     READERS_MS
+al:{ns:trainer:port}:roll                hash      one field per actor: the pause  never; struck
+                                                   that it has seen                off when gone
+al:{ns:trainer:port}:pause:new           channel
 al:{ns:trainer:port:store}:actors        set       one per actor                   with its stream
 al:{ns:trainer:port:store}:closed        set       actors that said goodbye        with its stream
 al:{ns:trainer:port:store}:joined        stream    JOINED_MAX newest arrivals      never
 al:{ns:trainer:port:store}:consumers     set       one per consumer                never
 al:{ns:trainer:port:store}:cursor:<c>    hash      one field per actor             never
+al:{ns:trainer:port:store}:applied:<c>   hash      one field per actor             never
 al:{ns:trainer:port:store}:stream:<a>    stream    the store's retention budget    ORPHAN_MS
                                                                                    after its
                                                                                    actor vanished;
@@ -127,6 +131,16 @@ class ServiceKeys:
         """Return the hash of the versions that receivers are fetching."""
         return f"{self.prefix}:weights:readers"
 
+    @property
+    def roll(self) -> str:
+        """Return the hash of the actors that are there, and of the pause that each has seen."""
+        return f"{self.prefix}:roll"
+
+    @property
+    def pause_channel(self) -> str:
+        """Return the channel that tells actors to look whether there is a pause."""
+        return f"{self.prefix}:pause:new"
+
     def leaf(self, version: str, leaf: int, part: int) -> str:
         """Return the key of one part of one leaf's bytes."""
         return f"{self.prefix}:weights:{version}:{leaf}:{part}"
@@ -164,8 +178,12 @@ class StoreKeys:
         return f"{self.prefix}:consumers"
 
     def cursor(self, consumer: str) -> str:
-        """Return the hash of a consumer's last applied IDs."""
+        """Return the hash of a consumer's last IDs that may be trimmed as far as it goes."""
         return f"{self.prefix}:cursor:{consumer}"
+
+    def applied(self, consumer: str) -> str:
+        """Return the hash of the last applied IDs of a consumer that commits them later."""
+        return f"{self.prefix}:applied:{consumer}"
 
     def stream(self, actor: str) -> str:
         """Return the stream of one actor."""

@@ -27,6 +27,7 @@ from agentlace.transport.streams import (
     START,
     Retention,
     StreamId,
+    applied,
     cursors,
     forget_if_read,
     newest_id,
@@ -269,7 +270,7 @@ class Producer:
             channel: to ask on.
             role: what the consumer is; the one that registered last counts.
         """
-        positions = cursors(channel, self._keys, self._actor)
+        positions = applied(channel, self._keys, self._actor)
         mine = [p for name, p in positions.items() if role_of(name) == role]
         position = max(mine, default=START)
         return position.number if position.incarnation == self._incarnation else 0

@@ -12,7 +12,15 @@ from typing import NamedTuple
 from agentlace.errors import StoreFull
 from agentlace.transport.connection import Channel
 from agentlace.transport.keys import StoreKeys
-from agentlace.transport.streams import START, Retention, StreamId, cursors, role_of, trim_read
+from agentlace.transport.streams import (
+    START,
+    Retention,
+    StreamId,
+    applied,
+    cursors,
+    role_of,
+    trim_read,
+)
 
 log = logging.getLogger(__name__)
 
@@ -132,9 +140,13 @@ class Room:
             )
 
     def _full_message(self, positions: Mapping[str, StreamId]) -> str:
-        slow = role_of(min(positions, key=lambda name: positions[name], default="(none)"))
+        slowest = min(positions, key=lambda name: positions[name], default="(none)")
+        has_them = applied(self._channel, self._keys, self._actor).get(slowest, START)
+        remedy = "start or speed up that consumer"
+        if has_them > positions.get(slowest, START):
+            remedy = "it has them, but has not saved them yet: let it save more often (checkpoint)"
         return (
             f"store {self._keys.name!r}: {self._kept_bytes} bytes of actor {self._actor!r} wait "
-            f"for consumer {slow!r}, its share of the retention is {self.share_bytes}: start or "
-            "speed up that consumer, or raise Retention(max_bytes=…)"
+            f"for consumer {role_of(slowest)!r}, its share of the retention is "
+            f"{self.share_bytes}: {remedy}, or raise Retention(max_bytes=…)"
         )

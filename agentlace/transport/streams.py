@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from agentlace.errors import DecodeError
 from agentlace.transport.connection import Channel, Refused
 from agentlace.transport.keys import FENCE_MS, StoreKeys
-from agentlace.transport.resp import ErrorReply
+from agentlace.transport.resp import ErrorReply, Reply
 
 
 class StreamId(NamedTuple):
@@ -97,13 +97,22 @@ def consumers(channel: Channel, keys: StoreKeys) -> list[str]:
 
 
 def cursors(channel: Channel, keys: StoreKeys, actor: str) -> dict[str, StreamId]:
-    """Return the last applied ID of every registered consumer for one actor."""
+    """Return up to which ID every registered consumer lets one actor's stream be trimmed."""
     names = consumers(channel, keys)
     replies = channel.exchange([("HGET", keys.cursor(name), actor) for name in names])
-    return {
-        name: START if reply is None or isinstance(reply, ErrorReply) else StreamId.parse(reply)
-        for name, reply in zip(names, replies, strict=True)
-    }
+    return {name: _position(reply) for name, reply in zip(names, replies, strict=True)}
+
+
+def applied(channel: Channel, keys: StoreKeys, actor: str) -> dict[str, StreamId]:
+    """Return the last applied ID of every registered consumer for one actor."""
+    names = consumers(channel, keys)
+    commands = [("HGET", key(name), actor) for name in names for key in (keys.cursor, keys.applied)]
+    replies = [_position(reply) for reply in channel.exchange(commands)]
+    return {name: max(replies[2 * i : 2 * i + 2]) for i, name in enumerate(names)}
+
+
+def _position(reply: Reply) -> StreamId:
+    return START if reply is None or isinstance(reply, ErrorReply) else StreamId.parse(reply)
 
 
 def trim_read(channel: Channel, keys: StoreKeys) -> int:
@@ -139,5 +148,6 @@ def forget_if_read(channel: Channel, keys: StoreKeys, actor: str) -> bool:
         ("PEXPIRE", stream, FENCE_MS),
     ]
     commands += [("SREM", key, actor) for key in (keys.actors, keys.closed)]
-    commands += [("HDEL", keys.cursor(name), actor) for name in positions]
+    for name in positions:
+        commands += [("HDEL", key(name), actor) for key in (keys.cursor, keys.applied)]
     return channel.exchange([*commands, ("EXEC",)])[-1] is not None

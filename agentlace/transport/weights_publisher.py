@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 PART_BYTES = 8 << 20
 """Larger leaves are split over several keys."""
+NONE_BEFORE = Version(0, 0)
 STOP_TIMEOUT_S = 5.0
 SEND_TIMEOUT_S = 30.0
 
@@ -55,9 +56,10 @@ class WeightsPublisher:
     Args:
         broker: where.
         keys: of the trainer.
+        after: what is published has larger numbers than this version's, and a newer incarnation.
     """
 
-    def __init__(self, broker: Broker, keys: ServiceKeys) -> None:
+    def __init__(self, broker: Broker, keys: ServiceKeys, after: Version = NONE_BEFORE) -> None:
         self._broker = broker
         self._keys = keys
         self._channel = broker.channel()
@@ -74,8 +76,14 @@ class WeightsPublisher:
         self._restored_connects = 0
         self._kept = Kept()
         self._pins = Pins()
-        self.published = 0
+        self._after = after
+        self.published = after.number
         self.superseded = 0
+
+    @property
+    def version(self) -> Version:
+        """Return the version of what was published last, as far as its incarnation is known."""
+        return Version(self._incarnation or self._after.incarnation, self.published)
 
     def publish(self, tree: Any) -> int:
         """Take a snapshot of a network and return its number; it is sent in the background.
@@ -187,6 +195,7 @@ class WeightsPublisher:
         """Begin an incarnation: larger than the broker's time and every earlier one."""
         seconds, micros = self._channel.call("TIME")
         now_ms = int(seconds) * 1000 + int(micros) // 1000
+        now_ms = max(now_ms, self._after.incarnation + 1)
         before = self._announced(self._channel)
         if before:
             self._kept.add(str(before.version), before.keys, set())

@@ -11,7 +11,7 @@ import pytest
 from agentlace import DecodeError
 from agentlace.codec import encode
 from agentlace.data import FrameReplayBuffer, ReplayBuffer
-from agentlace.data import snapshots as module
+from agentlace.data import row_files as module
 from agentlace.data.data_store import put
 from agentlace.data.sampler import LatestSampler, PrioritySampler, SequenceSampler
 from agentlace.data.snapshots import Snapshots
@@ -363,7 +363,36 @@ def test_a_row_that_was_rolled_back_does_not_come_back(tmp_path):
         assert len(set(each.metadata["trajectory_id"][5:8].ravel().tolist())) == 1
 
 
-def test_a_roll_back_while_it_is_saved_does_not_hold_up_the_snapshot(tmp_path):
+def test_a_snapshot_is_of_the_moment_when_it_began(make, tmp_path, small_pieces):
+    """What is inserted while it is written does not get into it, however much."""
+    for more in (0, 1, 30, 63, 64, 200):
+        store, twin = make(64, seed=1), make(64, seed=1)
+        for each in (store, twin):
+            put(each, chunk(rows(0, 150)))
+        export = store.export_rows
+
+        def export_and_insert(*args, store=store, export=export, more=more):
+            part = export(*args)
+            if store.inserted < 150 + more:
+                put(store, chunk(rows(store.inserted, store.inserted + 10)))
+            return part
+
+        store.export_rows = export_and_insert
+        Snapshots(tmp_path / str(more), store).save()
+        restored = make(64, seed=2)
+        Snapshots(tmp_path / str(more), restored).restore()
+        assert restored.inserted == 150
+        found = [int(row["n"]) for row in restored.get_latest_data(-1)]
+        expected = [int(row["n"]) for row in twin.get_latest_data(-1)]
+        assert found == expected[len(expected) - len(found) :]
+        assert len(found) >= len(expected) - more - 10
+        for each in (restored, twin):
+            put(each, chunk(rows(150, 300)))
+        assert same(restored.get_latest_data(-1)[-1], twin.get_latest_data(-1)[-1])
+        assert len(restored) == len(twin)
+
+
+def test_a_roll_back_while_it_is_saved_stays_out_of_the_snapshot(tmp_path):
     store = rolled_back_store()
     for i in range(12):
         store.insert(row_of(i), end_of_trajectory=i == 11)
@@ -374,11 +403,34 @@ def test_a_roll_back_while_it_is_saved_does_not_hold_up_the_snapshot(tmp_path):
         calls.append(args)
         if len(calls) == 2:
             store.end_trajectory()
-        assert len(calls) < 50
+            store.insert(row_of(-2))
         return export(*args)
 
     store.export_rows = export_and_roll_back
     Snapshots(tmp_path, store).save()
+    assert len(calls) == 2
     restored = rolled_back_store()
     Snapshots(tmp_path, restored).restore()
-    assert len(restored) == 12
+    assert restored.dataset["x"][:13, 0].tolist() == [*range(12), -1]
+    for i in range(2):
+        restored.insert(row_of(20 + i), end_of_trajectory=i == 1)
+    assert len(restored) == 15
+    assert len(set(restored.metadata["trajectory_id"][12:15].ravel().tolist())) == 1
+
+
+def test_a_restored_store_goes_on_with_the_actor_of_its_last_rows(tmp_path):
+    """Else its first chunk would end the trajectory in progress."""
+    store = trajectory_store(64, min_trajectory_length=5)
+    restored = trajectory_store(64, min_trajectory_length=5)
+
+    def feed(each, first, end):
+        part = chunk(rows(first, end))
+        part.meta = {"actor": "robot"}
+        put(each, part)
+
+    feed(store, 0, 3)
+    Snapshots(tmp_path, store).save()
+    Snapshots(tmp_path, restored).restore()
+    feed(restored, 3, 6)
+    assert len(restored) == 6
+    assert [int(row["n"]) for row in restored.get_latest_data(-1)] == [0, 1, 2, 3, 4]

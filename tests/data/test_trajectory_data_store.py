@@ -157,19 +157,27 @@ def test_actors_that_end_nothing_are_cut_so_that_no_memory_grows(caplog):
     assert all((step == 1).all() for step in steps)
 
 
-@pytest.mark.parametrize("how", ["snapshot", "file"])
-def test_what_waits_is_saved(tmp_path, how):
+def test_what_waits_is_cut_when_it_is_saved_to_a_file(tmp_path):
     store = make()
     put(store, of("a", trajectories([9], "dones")[:3]))
     put(store, of("b", trajectories([9], "dones")[:5]))
-    if how == "file":
-        store.save(tmp_path / "buffer.npz")
-        other = TrajectoryBufferDataStore.load(tmp_path / "buffer.npz")
-    else:
-        Snapshots(tmp_path, store).save()
-        other = make()
-        Snapshots(tmp_path, other).restore()
+    store.save(tmp_path / "buffer.npz")
+    other = TrajectoryBufferDataStore.load(tmp_path / "buffer.npz")
     assert stored(other) == stored(store) == [[0, 1, 2], [0, 1, 2, 3, 4]]
+
+
+def test_what_waits_waits_on_after_a_snapshot(tmp_path):
+    rows, store, other = trajectories([9], "dones"), make(600), make(600)
+    put(store, of("a", rows[:3]))
+    put(store, of("b", rows[:5]))
+    put(store, of("c", rows[:9]))
+    Snapshots(tmp_path, store).save()
+    Snapshots(tmp_path, other).restore()
+    assert stored(other) == stored(store) == [[0, 1, 2]]
+    for each in (store, other):
+        put(each, of("b", rows[5:]))
+        put(each, of("a", rows[3:]))
+    assert stored(other) == stored(store) == [list(range(9))] * 3
 
 
 def test_a_subclass_that_overrides_insert_sees_each_row():

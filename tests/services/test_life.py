@@ -140,9 +140,8 @@ def test_a_start_that_fails_leaves_nothing_running(running, any_broker_url):
     server.register_data_store(next(names), QueuedDataStore(10))
     with pytest.raises(TypeError):
         server.start(threaded=True)
-    assert not server.is_running and not server._consumers
-    server._stores.popitem()
-    server._retention.popitem()
+    assert not server.is_running and not server.counters()
+    server._stores._filled.popitem()
     server.start(threaded=True)
     assert server.is_running
 
@@ -413,7 +412,7 @@ def test_a_store_that_is_still_taking_a_chunk_is_not_consumed_anew(serve, connec
     assert not server.is_running
     go_on.set()
     wait_until(lambda: len(contents(server)) == 1)
-    wait_until(lambda: not server._stopped["env"].is_applying)
+    wait_until(lambda: not server._stores._filled["env"].consumer.is_applying)
     server.start(threaded=True)
     client.store.insert("again")
     wait_until(client.update)

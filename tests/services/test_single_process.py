@@ -210,3 +210,21 @@ def test_one_program_runs_over_both(ends, running, broker_url):
     for thread in threads:
         thread.result()
     assert stats == [("send-stats", i) for i in range(0, total, 10)]
+
+
+def test_it_is_saved_and_restored(tmp_path):
+    def make():
+        both = TrainerSMInterface()
+        both.register_data_store("env", ReplayBuffer(100))
+        return both
+
+    both = make()
+    for n in range(5):
+        both.data_store("env").insert({"n": n})
+    both.publish_network({"w": 1})
+    both.publish_network({"w": 2})
+    assert both.save(tmp_path, extra={"steps": 5})
+    again = make()
+    assert again.restore(tmp_path) == {"steps": 5}
+    assert [int(row["n"]) for row in again.data_store("env").get_latest_data(-1)] == [*range(5)]
+    assert again.published_version == 2 and again.publish_network({"w": 3}) == 3

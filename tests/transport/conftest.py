@@ -58,8 +58,8 @@ def record(broker, keys):
     """Return a function that makes recorders, and starts them unless told not to."""
     with contextlib.ExitStack() as stack:
 
-        def record(name="trainer", positions=None, at=None, start=True):
-            recorder = Recorder(at or broker, keys, name, positions)
+        def record(name="trainer", positions=None, at=None, start=True, **kwargs):
+            recorder = Recorder(at or broker, keys, name, positions, **kwargs)
             stack.callback(recorder.consumer.stop)
             stack.callback(recorder.wait.set)
             if start:
