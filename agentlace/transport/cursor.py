@@ -6,14 +6,17 @@ its transitions were applied, and trusted only as long as its consumer is regist
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import socket
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from agentlace.errors import AlreadyServed, StoreFull
 from agentlace.transport.connection import Channel
-from agentlace.transport.keys import StoreKeys
+from agentlace.transport.keys import SEEN_MS, StoreKeys
 from agentlace.transport.presence import read_peer
 from agentlace.transport.resp import Command, ErrorReply, Reply
 from agentlace.transport.streams import START, StreamId, consumers, cursors, role_of
@@ -59,6 +62,7 @@ class Cursor:
         self._lease = lease
         self._moved: dict[str, StreamId] = {}
         self._next_publish = 0.0
+        self._progress_s = time.monotonic()
         self.positions = positions
 
     def register(self) -> None:
@@ -75,6 +79,23 @@ class Cursor:
             commands += self._succession(self._lease)
         self._moved = {}
         self._channel.checked(self._channel.exchange(commands))
+        self._say()
+
+    def _say(self) -> None:
+        """Say who this consumer is, that it is there, and when it last moved."""
+        channel, key = self._channel, self._keys.consumer(self._name)
+        progress_ms = channel.broker.now_ms() - 1000 * (time.monotonic() - self._progress_s)
+        info = {
+            "role": "consumer",
+            "name": self._name,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "progress_ms": round(progress_ms),
+        }
+        try:
+            channel.call("SET", key, json.dumps(info), "PX", SEEN_MS)
+        except StoreFull:
+            channel.call("PEXPIRE", key, SEEN_MS)
 
     def _succession(self, lease: Lease) -> list[Command]:
         """Return what removes the consumers that this one replaces."""
@@ -87,17 +108,23 @@ class Cursor:
         return [
             command
             for name in others
-            for command in (("SREM", self._keys.consumers, name), ("DEL", self._keys.cursor(name)))
+            for command in (
+                ("SREM", self._keys.consumers, name),
+                ("DEL", self._keys.cursor(name), self._keys.consumer(name)),
+            )
         ]
 
     def keep_registered(self) -> None:
-        """Register anew if this consumer was taken off the list."""
-        if not self._channel.call("SISMEMBER", self._keys.consumers, self._name):
+        """Register anew if this consumer was taken off the list; else say that it is there."""
+        if self._channel.call("SISMEMBER", self._keys.consumers, self._name):
+            self._say()
+        else:
             self.register()
 
     def move(self, actor: str, entry: StreamId) -> None:
         """Take note that everything up to this entry was applied."""
         self.positions[actor] = self._moved[actor] = entry
+        self._progress_s = time.monotonic()
 
     def forget_what_was_published(self) -> None:
         """Publish all positions the next time."""

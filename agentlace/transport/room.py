@@ -9,10 +9,11 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from agentlace.errors import StoreFull
-from agentlace.transport.connection import Channel
+from agentlace.errors import AgentlaceError, BrokerAuthFailed, StoreFull
+from agentlace.transport.connection import Channel, Refused
 from agentlace.transport.keys import StoreKeys
-from agentlace.transport.streams import START, Retention, StreamId, cursors, role_of, trim_read
+from agentlace.transport.lag import described
+from agentlace.transport.streams import START, Retention, StreamId, cursors, trim_read
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +73,14 @@ class Room:
         self._kept.append(_Kept(entry, rows, nbytes + ENTRY_OVERHEAD_BYTES))
         self._kept_bytes += nbytes + ENTRY_OVERHEAD_BYTES
 
+    def adopt(self, newest: StreamId) -> None:
+        """Take note of what this actor's predecessor has left in the stream, if one may ask."""
+        try:
+            nbytes = int(self._channel.call("MEMORY", "USAGE", self._stream) or 0)
+        except (BrokerAuthFailed, Refused):
+            nbytes = 0
+        self.keep(newest, 0, nbytes)
+
     def forget_after(self, newest: StreamId) -> None:
         """Take note that the broker has lost all entries after this one."""
         self._kept = deque(entry for entry in self._kept if entry.id <= newest)
@@ -90,7 +99,7 @@ class Room:
             if self._kept_bytes <= goal or not self._kept:
                 return
             if self._retention().when_full == "drop_oldest":
-                self._drop(goal)
+                self._drop(goal, positions)
                 return
             if time.monotonic() >= deadline:
                 raise StoreFull(self._full_message(positions))
@@ -104,7 +113,7 @@ class Room:
         ):
             return True
         if self._retention().when_full == "drop_oldest" and self._kept:
-            self._drop(max(self._kept_bytes - nbytes - ENTRY_OVERHEAD_BYTES, 0))
+            self._drop(max(self._kept_bytes - nbytes - ENTRY_OVERHEAD_BYTES, 0), positions)
             return True
         threading.Event().wait(ROOM_POLL_S)
         return time.monotonic() < deadline
@@ -120,21 +129,42 @@ class Room:
             self._channel.call("XTRIM", self._stream, "MINID", str(last.id.next()))
         return rows
 
-    def _drop(self, goal_bytes: int) -> None:
+    def _drop(self, goal_bytes: int, positions: Mapping[str, StreamId]) -> None:
         self.dropped += self._trim(self._kept[-1].id, goal_bytes)
         if time.monotonic() > self._next_warning:
             self._next_warning = time.monotonic() + WARN_EVERY_S
             log.warning(
-                "store %r is full: dropped the oldest transitions of actor %r, %d so far",
+                "store %r is full: dropped the oldest transitions of actor %r, %d so far; %s",
                 self._keys.name,
                 self._actor,
                 self.dropped,
+                self._slowest(positions),
             )
 
     def _full_message(self, positions: Mapping[str, StreamId]) -> str:
-        slow = role_of(min(positions, key=lambda name: positions[name], default="(none)"))
         return (
-            f"store {self._keys.name!r}: {self._kept_bytes} bytes of actor {self._actor!r} wait "
-            f"for consumer {slow!r}, its share of the retention is {self.share_bytes}: start or "
-            "speed up that consumer, or raise Retention(max_bytes=…)"
+            f"store {self._keys.name!r} is full: {self._kept_bytes} bytes of actor "
+            f"{self._actor!r} are kept, its share of the retention is {self.share_bytes}; "
+            f"{self._slowest(positions)}: start or speed up that consumer, raise "
+            "Retention(max_bytes=…), or, if it is gone for good, run `agentlace consumers forget`"
         )
+
+    def explained(self, error: StoreFull) -> StoreFull:
+        """Return the error of a broker that is full, naming who has not read what fills it."""
+        try:
+            positions = cursors(self._channel, self._keys, self._actor)
+            if self._kept and min(positions.values(), default=START) < self._kept[-1].id:
+                slowest = self._slowest(positions)
+                return StoreFull(f"{error}; in store {self._keys.name!r} {slowest}")
+        except AgentlaceError:
+            pass  # it is full, whoever is slow
+        return error
+
+    def _slowest(self, positions: Mapping[str, StreamId]) -> str:
+        """Say which consumer holds the others up, and how far it is behind this actor."""
+        if not positions:
+            return "no consumer is registered"
+        name = min(positions, key=lambda name: positions[name])
+        behind = sum(entry.rows for entry in self._kept if entry.id > positions[name])
+        who = described(self._channel, self._keys, name)
+        return f"{who} is {behind} transitions behind"
