@@ -332,8 +332,8 @@ class TrainerClient(Client):
         self._stopping.set()
         for receiver in self._receivers:
             receiver.stop()
-        with contextlib.suppress(AgentlaceError), self._update_lock:
-            for outbox in self._outboxes.values():
+        for outbox in self._outboxes.values():
+            with contextlib.suppress(AgentlaceError), self._update_lock:
                 outbox.producer.close(self._stream_channel, GOODBYE_TIMEOUT_S)
         self._stream_channel.close()
         super().stop()

@@ -14,7 +14,6 @@ from transport_support import Proxy, broker_at, channel_to, free_port, kill_clie
 
 from agentlace.errors import ActorReplaced, AlreadyServed, BrokerUnreachable, StoreFull
 from agentlace.transport import consumer as consumer_module
-from agentlace.transport import recent as recent_module
 from agentlace.transport.connection import Broker
 from agentlace.transport.cursor import Lease
 from agentlace.transport.embedded import EmbeddedBroker, Settings
@@ -180,19 +179,6 @@ def test_what_a_killed_broker_has_forgotten_is_sent_again(own_broker, actor, rec
     late = record("late")
     assert late.has(sent)
     assert late.consumer.gaps == quick.consumer.gaps == 0
-
-
-def test_only_so_much_is_kept_for_a_forgetful_broker(own_broker, actor, monkeypatch):
-    robot = actor()
-    for n in range(20):
-        robot.send(n, n + 1)
-    assert len(robot.producer._recent) == 20
-    monkeypatch.setattr(recent_module, "RECENT_MAX_BYTES", 3000)
-    robot.send(20, 21)
-    assert 0 < len(robot.producer._recent) < 20
-    monkeypatch.setattr(recent_module, "FORGETFUL_S", 0.0)
-    robot.send(21, 22)
-    assert len(robot.producer._recent) <= 1
 
 
 @pytest.fixture
@@ -415,12 +401,3 @@ def test_streams_leave_the_broker_half_of_its_memory(own_broker, keys):
         robot.producer.register(channel)
         assert robot.producer._room.share_bytes == 50 << 20
         robot.vanish()
-
-
-def test_a_chunk_too_large_to_be_kept_for_a_forgetful_broker(own_broker, keys, monkeypatch):
-    monkeypatch.setattr(recent_module, "RECENT_MAX_BYTES", 1000)
-    robot = Actor(Broker(own_broker.settings.url), keys)
-    robot.send(0, 1, size=10_000)
-    assert len(robot.producer._recent) == 0
-    robot.send(1, 2)
-    robot.vanish()
