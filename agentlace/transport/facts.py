@@ -38,14 +38,23 @@ def ask(channel: Channel, keys: StoreKeys) -> Facts:
     if found is None:
         new = ("SET", keys.identity, uuid.uuid4().hex, "NX")
         found = channel.exchange([new, ("GET", keys.identity)])[-1]
-    run = re.search(rb"run_id:(\w+)", server)
     limit = re.search(rb"maxmemory:(\d+)", memory)
     return Facts(
-        run[1] if run else b"",
+        _run(server),
         b"aof_enabled:1" in persistence,
         int(limit[1]) if limit else 0,
         _text(found),
     )
+
+
+def run_of(channel: Channel) -> str:
+    """Return what tells this run of the server from others; empty if this user may not ask."""
+    return _run(_text(channel.exchange([("INFO", "server")])[0])).decode()
+
+
+def _run(told: bytes) -> bytes:
+    found = re.search(rb"run_id:(\w+)", told)
+    return found[1] if found else b""
 
 
 def is_written(channel: Channel) -> bool:
