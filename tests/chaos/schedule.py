@@ -9,8 +9,11 @@ from .system import ACTORS, NODES
 
 FORGETFUL_S = 3.5
 """With ``everysec``, what was confirmed so shortly before may be lost with the machine. Its actor
-sends it again; so for so long after an actor was killed, the broker is not."""
+sends it again, unless it has died as well: of actors and broker, one is killed only so long after
+the other."""
 LONGEST_S = 1.5
+BOTH = 0.4
+"""How often two things happen at once."""
 
 
 class Fault:
@@ -91,20 +94,28 @@ def hits_broker(fault):
     return "broker" in fault.target
 
 
-def play(system, seed, steps, appendfsync, say=print):
-    """Do to a system what the seed says, one or two things at a time."""
+def draw_steps(seed, steps, appendfsync):
+    """Return what a seed says: pauses, each with one or two things that then happen at once."""
     rng = random.Random(seed)
-    never = threading.Event()
+    drawn = []
     for _ in range(steps):
         faults = [draw_fault(rng, appendfsync)]
-        if rng.random() < 0.4:
+        if rng.random() < BOTH:
             other = draw_fault(rng, appendfsync)
             if not clash(faults[0], other, appendfsync):
                 faults.append(other)
-        never.wait(rng.uniform(0.1, 0.8))
+        drawn.append((rng.uniform(0.1, 0.8), faults))
+    return drawn
+
+
+def play(system, seed, steps, appendfsync, say=print):
+    """Do to a system what the seed says."""
+    never = threading.Event()
+    for pause_s, faults in draw_steps(seed, steps, appendfsync):
+        never.wait(pause_s)
         for fault in faults:
-            if hits_broker(fault) and appendfsync == "everysec":
-                never.wait(max(actors_died_s(system) + FORGETFUL_S - time.monotonic(), 0.0))
+            if appendfsync == "everysec":
+                never.wait(max(safe_s(fault, system) - time.monotonic(), 0.0))
             say(f"{time.strftime('%H:%M:%S')} {fault}")
             fault.do(system)
             never.wait(fault.lasts_s / len(faults))
@@ -120,5 +131,10 @@ def clash(one, other, appendfsync):
     return bool(kills) and appendfsync == "everysec" and (hits_broker(one) or hits_broker(other))
 
 
-def actors_died_s(system):
-    return max(system.nodes[name].died_s for name in ACTORS)
+def safe_s(fault, system):
+    """Return from when on a fault takes nothing away that nobody can send again."""
+    if hits_broker(fault) and fault.what != "freeze":
+        return max(system.nodes[name].died_s for name in ACTORS) + FORGETFUL_S
+    if fault.what == "kill" and fault.target in ACTORS:
+        return system.broker_back_s + FORGETFUL_S
+    return 0.0

@@ -20,7 +20,7 @@ from .proxy import Proxy, wait_until
 ROOT = Path(__file__).resolve().parents[2]
 NODES = ("trainer", "recorder", "robot", "actor0", "actor1")
 BEHIND_PROXY = ("recorder", "actor0", "actor1")
-"""The others move to the broker's Unix socket."""
+"""The others use the broker's Unix socket."""
 ACTORS = ("actor0", "actor1")
 SAMPLE_EVERY_S = 0.05
 LOG_TAIL = 4000
@@ -98,6 +98,7 @@ class System:
         self.embedded = EmbeddedBroker(settings)
         self._stack = contextlib.ExitStack()
         self._log_sizes = []
+        self.broker_back_s = float("-inf")
         self._stop = threading.Event()
 
     def __enter__(self):
@@ -105,7 +106,8 @@ class System:
         stack.callback(self.embedded.stop)
         self.embedded.start()
         self.proxy = stack.enter_context(Proxy(self.embedded.settings.port))
-        direct = f"redis://127.0.0.1:{self.embedded.settings.port}"
+        # By its socket: a server that finds nobody at a port of this machine starts a broker there.
+        direct = f"unix://{self.embedded.settings.socket_path}"
         proxied = f"redis://127.0.0.1:{self.proxy.port}"
         self.nodes = {
             name: Node(name, self.directory, proxied if name in BEHIND_PROXY else direct)
@@ -159,6 +161,7 @@ class System:
 
     def start_broker(self):
         self.embedded.start()
+        self.broker_back_s = time.monotonic()
 
     def command(self, *commands):
         """Tell the broker something over a connection of its own, if it listens."""
@@ -184,13 +187,14 @@ class System:
 
     # -- the end -----------------------------------------------------------------------------------
 
-    def finish(self):
+    def finish(self, say=print):
         """Have all nodes come to an end: actors first, then the newest network, then the rest."""
         for names in (ACTORS, ("trainer",), ("recorder", "robot")):
             for name in names:
                 self.nodes[name].finish()
             for name in names:
                 self.nodes[name].says("finished")
+            say(f"{time.strftime('%H:%M:%S')} finished: {', '.join(names)}")
 
     def tell(self):
         """Return the last words of every node, for the report of a failure."""

@@ -9,15 +9,17 @@ AGENTLACE_CHAOS_STEPS      so many faults, or pairs of them, in each
 
 import os
 import random
+import re
 
 import pytest
 
 from . import checks
-from .schedule import play
+from .schedule import draw_steps, play
 from .system import System
 
-SEEDS = (101, 102, 103)
-STEPS = int(os.environ.get("AGENTLACE_CHAOS_STEPS", 6))
+SEEDS, FEW = (20, 42, 257), 6
+"""Together they do everything that can be done."""
+STEPS = int(os.environ.get("AGENTLACE_CHAOS_STEPS", FEW))
 
 
 def seeds():
@@ -28,10 +30,30 @@ def seeds():
     return SEEDS
 
 
+def mode_of(seed):
+    return "always" if seed % 3 == 0 else "everysec"
+
+
+def test_the_few_schedules_do_everything():
+    """Whatever hundreds of others do, up to numbers."""
+
+    def done(seeds, steps):
+        faults = [
+            str(fault)
+            for seed in seeds
+            for _, together in draw_steps(seed, steps, mode_of(seed))
+            for fault in together
+        ]
+        return {re.sub(r"[\d.]+ s\b", "some", fault) for fault in faults}
+
+    assert {mode_of(seed) for seed in SEEDS} == {"always", "everysec"}
+    assert done(SEEDS, FEW) == done(range(300), 20)
+
+
 @pytest.mark.timeout(300 + 10 * STEPS)
 @pytest.mark.parametrize("seed", seeds())
 def test_what_was_promised_holds(tmp_path, unused_port, seed):
-    appendfsync = "always" if seed % 3 == 0 else "everysec"
+    appendfsync = mode_of(seed)
     print(f"AGENTLACE_CHAOS_SEED={seed} AGENTLACE_CHAOS_STEPS={STEPS} ({appendfsync})")
     said = []
 
@@ -42,7 +64,7 @@ def test_what_was_promised_holds(tmp_path, unused_port, seed):
     with System(tmp_path, unused_port, appendfsync) as system:
         try:
             play(system, seed, STEPS, appendfsync, say)
-            system.finish()
+            system.finish(say)
             checks.check_transitions(tmp_path, is_trimmed=any("fill memory" in s for s in said))
             checks.check_networks(tmp_path)
             checks.check_acts(tmp_path)
