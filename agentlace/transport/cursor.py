@@ -68,7 +68,9 @@ class Cursor:
     def register(self) -> None:
         """Make this consumer known, so that nothing that it has not read is trimmed.
 
-        Also publishes where it stands: from the start, if its store is empty.
+        Also publishes where it stands: from the start, if its store is empty. All at once, and
+        not at all in a broker that is full: those that it replaces then stay registered, and
+        what they have not read stays for it. It may read on: that makes the room.
 
         Raises:
             AlreadyServed: another server holds the lease.
@@ -78,7 +80,12 @@ class Cursor:
         if self._lease is not None:
             commands += self._succession(self._lease)
         self._moved = {}
-        self._channel.checked(self._channel.exchange(commands))
+        try:
+            self._channel.checked(self._channel.exchange([("MULTI",), *commands, ("EXEC",)]))
+        except StoreFull as error:
+            log.warning("consumer %r reads on unregistered: %s", self._name, error)
+            self.forget_what_was_published()
+            return
         self._say()
 
     def _say(self) -> None:

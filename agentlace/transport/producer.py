@@ -166,13 +166,13 @@ class Producer:
         told = facts.ask(channel, self._keys)
         newest = newest_id(channel, self._stream)
         self._is_there = newest != START
+        self._room.limit_bytes = told.maxmemory // 2
         if self._incarnation is None:
             self._open(newest)
         else:
             self._take_back(newest, is_new=told.data != self._data)
         self._held.meet(told.run)
         self._data = told.data
-        self._room.limit_bytes = told.maxmemory // 2
 
     def _open(self, newest: StreamId) -> None:
         """Begin an incarnation: larger than the broker's time and every earlier one."""

@@ -377,6 +377,30 @@ def test_a_full_broker_serves_on_when_what_it_holds_was_read(own_broker, keys, s
         robot.vanish()
 
 
+def test_in_a_full_broker_a_successor_reads_before_it_can_register(
+    own_broker, actor, record, consume, store, channel
+):
+    """Until it can, its predecessor stays: what only that one has not read may not be trimmed."""
+    predecessor, quick, robot = consume("first"), record("recorder:quick"), actor()
+    predecessor.consumer.register()
+    for n in range(0, 50, 5):
+        robot.send(n, n + 5)
+    assert quick.has(50)
+    successor = consume("second")
+    limit = bytes(channel.call("CONFIG", "GET", "maxmemory")[1])
+    channel.call("CONFIG", "SET", "maxmemory", "1")
+    successor.consumer.start()
+    with pytest.raises(StoreFull):
+        robot.send(50, 55, timeout_s=0.1)
+    assert successor.has(50)
+    assert consumers(channel, store) == ["recorder:quick", "trainer:first"]
+    channel.call("CONFIG", "SET", "maxmemory", limit)
+    wait_until(lambda: consumers(channel, store) == ["recorder:quick", "trainer:second"])
+    robot.flush_at_last()
+    assert successor.has(55) and quick.has(55)
+    assert successor.consumer.gaps == quick.consumer.gaps == 0
+
+
 def test_a_full_broker_drops_the_oldest_where_that_is_wanted(own_broker, keys, store):
     broker = Broker(own_broker.settings.url)
     with contextlib.closing(broker.channel()) as channel:
