@@ -107,8 +107,11 @@ class TrainerClient(Client):
                 self._told[name] = Retention(**told)
             return self._told.get(name, Retention())
 
-        keys = self._keys.store(name)
-        return Outbox(name, store, Producer(self._stream_channel, keys, self.actor_id, retention))
+        def stores() -> int:
+            return len((self._server or {}).get("stores", self._outboxes))
+
+        args = (self._keys.store(name), self.actor_id, retention, stores)
+        return Outbox(name, store, Producer(self._stream_channel, *args))
 
     # -- transitions ---------------------------------------------------------------------------
 

@@ -20,13 +20,14 @@ from agentlace.transport import facts
 from agentlace.transport.connection import Channel
 from agentlace.transport.durability import Durability
 from agentlace.transport.held import Held, Sent
-from agentlace.transport.keys import JOINED_MAX, StoreKeys
+from agentlace.transport.keys import StoreKeys
 from agentlace.transport.resp import ErrorReply
 from agentlace.transport.room import Room
 from agentlace.transport.streams import (
     START,
     Retention,
     StreamId,
+    announce,
     cursors,
     forget_if_read,
     newest_id,
@@ -56,16 +57,22 @@ class Producer:
         keys: which store.
         actor: the actor's identity.
         retention: returns the store's present retention.
+        stores: returns how many stores the trainer has: they share what the broker has for streams.
     """
 
     def __init__(
-        self, channel: Channel, keys: StoreKeys, actor: str, retention: Callable[[], Retention]
+        self,
+        channel: Channel,
+        keys: StoreKeys,
+        actor: str,
+        retention: Callable[[], Retention],
+        stores: Callable[[], int] = lambda: 1,
     ) -> None:
         self._channel = channel
         self._keys = keys
         self._actor = actor
         self._stream = keys.stream(actor)
-        self._room = Room(channel, keys, actor, retention)
+        self._room = Room(channel, keys, actor, retention, stores)
         self._incarnation: int | None = None
         self._connects = 0
         self._beat_connects = 0
@@ -215,19 +222,9 @@ class Producer:
         A broker that came back empty has forgotten it, and a consumer that took this actor for
         dead has given its stream an expiry. Returns the broker's identity.
         """
-        commands: list[Any] = [
-            ("SADD", self._keys.actors, self._actor),
-            ("SCARD", self._keys.actors),
-            ("SREM", self._keys.closed, self._actor),
-            ("PERSIST", self._stream),
-            ("GET", self._keys.identity),
-        ]
-        added, actors, _, _, data = channel.checked(channel.exchange(commands))
-        if added:
-            arrival = ("XADD", self._keys.joined, "MAXLEN", "~", JOINED_MAX, "*")
-            channel.call(*arrival, "actor", self._actor)
-        self._room.share_with(int(actors))
-        return bytes(data or b"")
+        actors, data = announce(channel, self._keys, self._actor)
+        self._room.share_with(actors)
+        return data
 
     def _confirm(self, chunk: Sent, deadline: float) -> bool:
         """Return when the broker has the chunk: stored by this or by an earlier attempt.

@@ -40,20 +40,27 @@ class Room:
         keys: which store.
         actor: the actor's identity.
         retention: returns the store's present retention.
+        stores: returns how many stores the trainer has.
 
     Attributes:
-        limit_bytes: what the broker's memory allows all streams of the store; 0 for anything.
+        limit_bytes: what the broker's memory allows the streams of all stores; 0 for anything.
         dropped: transitions that went unread.
     """
 
     def __init__(
-        self, channel: Channel, keys: StoreKeys, actor: str, retention: Callable[[], Retention]
+        self,
+        channel: Channel,
+        keys: StoreKeys,
+        actor: str,
+        retention: Callable[[], Retention],
+        stores: Callable[[], int],
     ) -> None:
         self._channel = channel
         self._keys = keys
         self._actor = actor
         self._stream = keys.stream(actor)
         self._retention = retention
+        self._stores = stores
         self._kept: deque[_Kept] = deque()
         self._kept_bytes = 0
         self._next_warning = 0.0
@@ -65,7 +72,7 @@ class Room:
         """Take note that the retention is shared by so many actors."""
         max_bytes = self._retention().max_bytes
         if self.limit_bytes:
-            max_bytes = min(max_bytes, self.limit_bytes)
+            max_bytes = min(max_bytes, self.limit_bytes // max(1, self._stores()))
         self.share_bytes = max_bytes // max(1, actors)
 
     def keep(self, entry: StreamId, rows: int, nbytes: int) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from agentlace.errors import DecodeError
 from agentlace.transport.connection import Channel, Refused
-from agentlace.transport.keys import FENCE_MS, StoreKeys
+from agentlace.transport.keys import FENCE_MS, JOINED_MAX, StoreKeys
 from agentlace.transport.resp import ErrorReply
 
 
@@ -80,6 +80,25 @@ def newest_id(channel: Channel, stream: str) -> StreamId:
         return START
     fields = dict(zip(info[::2], info[1::2], strict=True))
     return StreamId.parse(fields[b"last-generated-id"])
+
+
+def announce(channel: Channel, keys: StoreKeys, actor: str) -> tuple[int, bytes]:
+    """Make an actor's stream known to consumers, and keep it from expiring.
+
+    Returns how many actors the store has, and the broker's identity.
+    """
+    commands: list[Any] = [
+        ("SADD", keys.actors, actor),
+        ("SCARD", keys.actors),
+        ("SREM", keys.closed, actor),
+        ("PERSIST", keys.stream(actor)),
+        ("GET", keys.identity),
+    ]
+    added, actors, _, _, data = channel.checked(channel.exchange(commands))
+    if added:
+        arrival = ("XADD", keys.joined, "MAXLEN", "~", JOINED_MAX, "*")
+        channel.call(*arrival, "actor", actor)
+    return int(actors), bytes(data or b"")
 
 
 def role_of(consumer: str) -> str:

@@ -119,7 +119,7 @@ def play(system, seed, steps, appendfsync, say=print):
             say(f"{time.strftime('%H:%M:%S')} {fault}")
             fault.do(system)
             never.wait(fault.lasts_s / len(faults))
-        for fault in faults:
+        for fault in reversed(faults):
             fault.undo(system)
 
 

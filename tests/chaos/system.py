@@ -183,7 +183,8 @@ class System:
             self.command(("CONFIG", "SET", "maxmemory", used[1]))
 
     def free_memory(self):
-        self.command(("CONFIG", "SET", "maxmemory", 2 << 30))
+        free = ("CONFIG", "SET", "maxmemory", 2 << 30)
+        wait_until(lambda: self.command(free), "room in the broker")
 
     # -- the end -----------------------------------------------------------------------------------
 

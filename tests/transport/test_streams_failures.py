@@ -424,4 +424,7 @@ def test_streams_leave_the_broker_half_of_its_memory(own_broker, keys):
         robot.send(0, 1)
         robot.producer.register(channel)
         assert robot.producer._room.share_bytes == 50 << 20
+        robot.stores = 5
+        robot.producer.register(channel)
+        assert robot.producer._room.share_bytes == 10 << 20
         robot.vanish()
