@@ -33,8 +33,8 @@ class Durability:
 
     That is, of a broker with a log: FORGETFUL_S have passed since it confirmed, and then it says
     that what it was told before is on disk (WAITAOF, where it knows that). Neither is enough
-    alone: a slow disk may take longer, and several servers answer WAITAOF too early with
-    ``everysec`` (Redis 7.4 before 7.4.3, Valkey 8 and 9; https://github.com/redis/redis/pull/13793).
+    alone: a slow disk may take longer, and some servers answer WAITAOF too early with ``everysec``
+    (Valkey 9.1.2; Redis 7.4 before https://github.com/redis/redis/pull/13793).
 
     A broker without a log forgets everything; there, what every registered consumer has read is
     released.

@@ -36,6 +36,11 @@ class Actor:
 
     def vanish(self):
         self.channel.call("DEL", self._presence)
+        self.close()
+
+    def close(self):
+        """End without a goodbye."""
+        self.producer._durability.stop()
         self.channel.close()
 
     def send(self, start, stop, timeout_s=LONG_S, size=3):

@@ -4,7 +4,6 @@ import contextlib
 import os
 import shutil
 import signal
-import threading
 
 import pytest
 from stream_support import Actor, Recorder, rows
@@ -54,8 +53,7 @@ def play(keys, monkeypatch):
 
         def play(embedded, name="robot"):
             robot = Actor(embedded.broker, keys, name)
-            stack.callback(robot.channel.close)
-            stack.callback(robot.producer._durability.stop)
+            stack.callback(robot.close)
             robot.announce()
             return robot
 
@@ -188,7 +186,7 @@ def test_a_goodbye_lets_go_of_everything(serve, play):
     embedded = serve()
     robot = play(embedded)
     robot.send(0, 10)
-    (thread,) = [t for t in threading.enumerate() if t.name.startswith("durability")]
+    thread = robot.producer._durability._thread
     with contextlib.closing(embedded.broker.channel()) as channel:
         robot.producer.close(channel, 1.0)
     assert not thread.is_alive() and held(robot) == 0
