@@ -147,7 +147,10 @@ class Producer:
         self._channel.be_back_within(timeout_s)
         while self.pending or self._in_doubt:
             self._channel.settle(max(deadline - time.monotonic(), 0.0))
+            is_first = self._incarnation is None
             self._meet_broker()
+            if is_first:  # that does not count: programs have deadlines of 5 ms
+                deadline = time.monotonic() + timeout_s
             if self.pending and self._confirm(self.pending[0], deadline):
                 confirmed = self.pending.popleft()
                 if self._may_forget:
