@@ -2,6 +2,7 @@
 
 import pytest
 
+from agentlace.transport.consumer import BATCH_BYTES
 from agentlace.transport.resp import POOL_MAX_BYTES
 from benchmarks.backpressure import (
     ACTOR_BOUND_BYTES,
@@ -18,7 +19,8 @@ RUNTIME_BYTES = 90 * MIB
 """What Python, numpy and a few chunks under way need, with some room."""
 READER_BYTES = POOL_MAX_BYTES + 2 * QUEUE_ROWS * ROW_BYTES
 """Memory for replies that is used again, and the store."""
-SERVER_BYTES = 40 * MIB
+SERVER_BYTES = 20 * MIB + 2 * BATCH_BYTES
+"""The server itself, and answers that are under way to two readers."""
 
 
 @pytest.mark.parametrize("name", ["drop_oldest", "recorder", "maxmemory"])

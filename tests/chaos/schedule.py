@@ -119,7 +119,7 @@ def play(system, seed, steps, appendfsync, say=print):
             say(f"{time.strftime('%H:%M:%S')} {fault}")
             fault.do(system)
             never.wait(fault.lasts_s / len(faults))
-        for fault in reversed(faults):
+        for fault in sorted(faults, key=hits_broker, reverse=True):  # it must hear the others' end
             fault.undo(system)
 
 
