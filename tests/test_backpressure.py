@@ -3,7 +3,7 @@
 import pytest
 
 from agentlace.transport.consumer import BATCH_BYTES
-from agentlace.transport.resp import POOL_MAX_BYTES
+from agentlace.transport.pool import MAX_BYTES as POOL_BYTES
 from benchmarks.backpressure import (
     ACTOR_BOUND_BYTES,
     BROKER_BYTES,
@@ -17,7 +17,7 @@ from benchmarks.backpressure import (
 
 RUNTIME_BYTES = 90 * MIB
 """What Python, numpy and a few chunks under way need, with some room."""
-READER_BYTES = POOL_MAX_BYTES + 2 * QUEUE_ROWS * ROW_BYTES
+READER_BYTES = POOL_BYTES + 2 * QUEUE_ROWS * ROW_BYTES
 """Memory for replies that is used again, and the store."""
 SERVER_BYTES = 20 * MIB + 2 * BATCH_BYTES
 """The server itself, and answers that are under way to two readers."""
