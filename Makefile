@@ -6,6 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+CHAOS ?= 40
 
 IN_RANGE := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
 
@@ -26,7 +27,7 @@ ifeq ($(shell "$(BIN)/python" -c 'import sys; print("%d.%d" % sys.version_info[:
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench lerobot constraints clean python
+.PHONY: help demo test lint chaos bench lerobot constraints clean python
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -41,6 +42,9 @@ lint: $(STAMP) ## Check style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+chaos: $(STAMP) ## Kill, freeze, cut off and fill a whole system, for long (CHAOS=5: so many schedules)
+	@AGENTLACE_CHAOS_SCHEDULES=$(CHAOS) AGENTLACE_CHAOS_STEPS=20 $(BIN)/python -m pytest tests/chaos -s
 
 bench: $(STAMP) ## Run the benchmarks beside their peers (BENCH_ARGS=--list names the rows)
 	@$(BIN)/python -m benchmarks --install $(BENCH_ARGS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from agentlace._version import __version__
-from agentlace.cli import broker, demos, rlds
+from agentlace.cli import broker, consumers, demos, rlds
 
 app = typer.Typer(
     help="Connect the nodes of a distributed agent through a Redis broker.",
@@ -14,6 +14,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("broker")(broker.run)
+app.add_typer(consumers.app, name="consumers")
 app.add_typer(demos.app, name="demos")
 app.add_typer(rlds.app, name="rlds")
 

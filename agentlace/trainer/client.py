@@ -114,9 +114,11 @@ class TrainerClient(PausableClient, EpisodeMarks):
                 self._told[name] = Retention(**told)
             return self._told.get(name, Retention())
 
-        keys = self._keys.store(name)
-        producer = Producer(self._stream_channel, keys, self.actor_id, retention)
-        return Outbox(name, store, producer, holds)
+        def stores() -> int:
+            return len((self._server or {}).get("stores", self._outboxes))
+
+        args = (self._keys.store(name), self.actor_id, retention, stores)
+        return Outbox(name, store, Producer(self._stream_channel, *args), holds)
 
     # -- transitions ---------------------------------------------------------------------------
 
@@ -341,8 +343,8 @@ class TrainerClient(PausableClient, EpisodeMarks):
         self._stopping.set()
         for receiver in self._receivers:
             receiver.stop()
-        with contextlib.suppress(AgentlaceError), self._update_lock:
-            for outbox in self._outboxes.values():
+        for outbox in self._outboxes.values():
+            with contextlib.suppress(AgentlaceError), self._update_lock:
                 outbox.producer.close(self._stream_channel, GOODBYE_TIMEOUT_S)
         self._stream_channel.close()
         super().stop()

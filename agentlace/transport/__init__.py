@@ -19,10 +19,13 @@
     request_server.py       act, obs, call, request: the server's end
     streams.py              transitions: what both ends share
     producer.py             transitions: the actor's end
-    recent.py               transitions: what a broker that was killed may forget
+    facts.py                transitions: which broker it is, and what it writes to disk
+    held.py                 transitions: what the broker has confirmed and may yet forget
+    durability.py           transitions: finding out what it will not forget any more
     room.py                 transitions: the budget of an actor's stream
     consumer.py             transitions: the trainer's and the recorders' end
     cursor.py               transitions: where a consumer stands, and that others know it
+    lag.py                  transitions: who the consumers are, and how far behind
     weights.py              networks: the manifest
     weights_publisher.py    networks: the trainer's end
     weights_receiver.py     networks: the actor's end

@@ -14,8 +14,8 @@ from agentlace.errors import AgentlaceError, AlreadyServed, Closed, DecodeError
 from agentlace.transport.backoff import Backoff
 from agentlace.transport.connection import MARGIN_S, Broker
 from agentlace.transport.cursor import Cursor, Lease
-from agentlace.transport.keys import ORPHAN_MS, ServiceKeys
-from agentlace.transport.streams import START, StreamId, cursors, forget_if_read, newest_id
+from agentlace.transport.keys import ServiceKeys
+from agentlace.transport.streams import START, StreamId, forget_if_read, newest_id
 
 log = logging.getLogger(__name__)
 
@@ -298,19 +298,7 @@ class Consumer:
                 if forget_if_read(channel, self._keys, actor):
                     self._actors = self._actors - {actor}
             elif not channel.call("EXISTS", self._service.client(actor)):
-                self._expire(actor)
-
-    def _expire(self, actor: str) -> None:
-        """Let the stream of an actor that vanished end in a while, if everybody has read it."""
-        channel, stream = self._channel, self._keys.stream(actor)
-        remaining_ms = channel.call("PTTL", stream)
-        if remaining_ms == -2:  # it has ended: what is left of it goes with the next poll
-            channel.call("SADD", self._keys.closed, actor)
-        elif remaining_ms == -1:
-            positions = cursors(channel, self._keys, actor)
-            newest = newest_id(channel, stream)
-            if all(position >= newest for position in positions.values()):
-                channel.call("PEXPIRE", stream, ORPHAN_MS)
+                expire_if_read(channel, self._keys, actor)
 
     def stop(self) -> None:
         """Stop reading, publish the last cursors, and tidy up after actors that are gone.

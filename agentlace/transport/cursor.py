@@ -10,7 +10,10 @@ one, for those who wait until their transitions are in the store.
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import socket
 import threading
 import time
 from collections.abc import Mapping
@@ -18,7 +21,7 @@ from typing import Any, NamedTuple
 
 from agentlace.errors import AlreadyServed, StoreFull
 from agentlace.transport.connection import Channel
-from agentlace.transport.keys import StoreKeys
+from agentlace.transport.keys import SEEN_MS, StoreKeys
 from agentlace.transport.presence import read_peer
 from agentlace.transport.resp import Command, ErrorReply, Reply
 from agentlace.transport.streams import START, StreamId, consumers, cursors, role_of
@@ -70,13 +73,16 @@ class Cursor:
         self._applied: dict[str, StreamId] = {}
         self._next_publish = 0.0
         self._lock = threading.Lock()
+        self._progress_s = time.monotonic()
         self.positions = positions
         self.committed = positions if committed is None else committed
 
     def register(self) -> int:
         """Make this consumer known, so that nothing that it has not read is trimmed.
 
-        Also publishes where it stands: from the start, if its store is empty.
+        Also publishes where it stands: from the start, if its store is empty. All at once, and
+        not at all in a broker that is full: those that it replaces then stay registered, and
+        what they have not read stays for it. It may read on: that makes the room.
 
         Returns:
             The number of transitions that are lost, since the consumers that it replaces let
@@ -102,9 +108,32 @@ class Cursor:
             self._applied = {}
         for name in others:
             commands.append(("SREM", self._keys.consumers, name))
-            commands.append(("DEL", self._keys.cursor(name), self._keys.applied(name)))
-        self._channel.checked(self._channel.exchange(commands))
+            keys = self._keys
+            commands.append(("DEL", keys.cursor(name), keys.applied(name), keys.consumer(name)))
+        try:
+            self._channel.checked(self._channel.exchange([("MULTI",), *commands, ("EXEC",)]))
+        except StoreFull as error:
+            log.warning("consumer %r reads on unregistered: %s", self._name, error)
+            self.forget_what_was_published()
+            return lost
+        self._say()
         return lost
+
+    def _say(self) -> None:
+        """Say who this consumer is, that it is there, and when it last moved."""
+        channel, key = self._channel, self._keys.consumer(self._name)
+        progress_ms = channel.broker.now_ms() - 1000 * (time.monotonic() - self._progress_s)
+        info = {
+            "role": "consumer",
+            "name": self._name,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "progress_ms": round(progress_ms),
+        }
+        try:
+            channel.call("SET", key, json.dumps(info), "PX", SEEN_MS)
+        except StoreFull:
+            channel.call("PEXPIRE", key, SEEN_MS)
 
     def _replaced(self, lease: Lease) -> list[str]:
         """Return the names of the consumers that this one replaces."""
@@ -116,8 +145,10 @@ class Cursor:
         return [name for name in others if name != self._name]
 
     def keep_registered(self) -> None:
-        """Register anew if this consumer was taken off the list."""
-        if not self._channel.call("SISMEMBER", self._keys.consumers, self._name):
+        """Register anew if this consumer was taken off the list; else say that it is there."""
+        if self._channel.call("SISMEMBER", self._keys.consumers, self._name):
+            self._say()
+        else:
             self.register()
 
     def move(self, actor: str, entry: StreamId) -> None:
@@ -125,6 +156,7 @@ class Cursor:
         self.positions[actor] = entry
         moved = self._applied if self._commits_later else self._moved
         moved[actor] = entry
+        self._progress_s = time.monotonic()
 
     @property
     def _commits_later(self) -> bool:

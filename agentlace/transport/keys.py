@@ -27,6 +27,10 @@ al:{ns:trainer:port:store}:joined        stream    JOINED_MAX newest arrivals   
 al:{ns:trainer:port:store}:consumers     set       one per consumer                never
 al:{ns:trainer:port:store}:cursor:<c>    hash      one field per actor             never
 al:{ns:trainer:port:store}:applied:<c>   hash      one field per actor             never
+al:{ns:trainer:port:store}:consumer:<c>  string    one per consumer, JSON          SEEN_MS
+al:{ns:trainer:port:store}:broker        string    one, random: whose data this    never
+                                                   is
+al:{ns:trainer:port:store}:synced:<a>    string    one, empty of meaning           SYNCED_MS
 al:{ns:trainer:port:store}:stream:<a>    stream    the store's retention budget    ORPHAN_MS
                                                                                    after its
                                                                                    actor vanished;
@@ -44,7 +48,7 @@ LEASE_MS = 5_000
 HEARTBEAT_S = 1.0
 """How often a node refreshes its presence."""
 SEEN_MS = 7 * 24 * 3600 * 1000
-"""How long it is known when a server was last there."""
+"""How long it is known when a server, or a consumer of a stream, was last there."""
 REPLY_MS = 60_000
 """A reply that its caller has not fetched after so long is dropped."""
 NEWEST_MS = 10_000
@@ -61,6 +65,8 @@ ORPHAN_MS = 600_000
 """A stream that all consumers have read is kept for so long after its actor vanished."""
 FENCE_MS = 24 * 3600 * 1000
 """An empty stream is kept for so long: its newest ID keeps a zombie of its actor out."""
+SYNCED_MS = 60_000
+"""What is written only to ask when it is on disk is kept for so long."""
 JOINED_MAX = 1_000
 """Arrivals of actors that are remembered as wake-ups for consumers."""
 
@@ -177,6 +183,10 @@ class StoreKeys:
         """Return the set of consumers for which streams are kept."""
         return f"{self.prefix}:consumers"
 
+    def consumer(self, consumer: str) -> str:
+        """Return the key that says who a consumer is, and when it last moved."""
+        return f"{self.prefix}:consumer:{consumer}"
+
     def cursor(self, consumer: str) -> str:
         """Return the hash of a consumer's last IDs that may be trimmed as far as it goes."""
         return f"{self.prefix}:cursor:{consumer}"
@@ -184,6 +194,15 @@ class StoreKeys:
     def applied(self, consumer: str) -> str:
         """Return the hash of the last applied IDs of a consumer that commits them later."""
         return f"{self.prefix}:applied:{consumer}"
+
+    @property
+    def identity(self) -> str:
+        """Return the key that a broker that came back empty does not have."""
+        return f"{self.prefix}:broker"
+
+    def synced(self, actor: str) -> str:
+        """Return the key that is written to ask when what came before it is on disk."""
+        return f"{self.prefix}:synced:{actor}"
 
     def stream(self, actor: str) -> str:
         """Return the stream of one actor."""

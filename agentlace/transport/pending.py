@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from agentlace.codec import Frame
-from agentlace.transport.recent import MARK, Sent
+from agentlace.transport.held import MARK, Sent
 
 
 class Pending(deque[Sent]):

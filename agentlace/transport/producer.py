@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,21 +11,23 @@ from agentlace import codec
 from agentlace.errors import (
     ActorReplaced,
     AgentlaceError,
-    BrokerAuthFailed,
     BrokerUnreachable,
     EncodeError,
     StoreFull,
 )
-from agentlace.transport.connection import Channel, Refused
-from agentlace.transport.keys import JOINED_MAX, StoreKeys
+from agentlace.transport import facts
+from agentlace.transport.connection import Channel
+from agentlace.transport.durability import Durability
+from agentlace.transport.held import Held, Sent
+from agentlace.transport.keys import StoreKeys
 from agentlace.transport.pending import Pending
-from agentlace.transport.recent import Recent, Sent
 from agentlace.transport.resp import ErrorReply
 from agentlace.transport.room import Room
 from agentlace.transport.streams import (
     START,
     Retention,
     StreamId,
+    announce,
     applied,
     cursors,
     forget_if_read,
@@ -48,34 +49,43 @@ class Producer:
     accepted, a retry of k would look stored. What is not confirmed stays in :attr:`pending`
     and goes first in the next call.
 
-    A broker that writes a log answers before the log is on disk, and with ``everysec`` for up
-    to two seconds even before it is written. What was confirmed shortly before is kept (Recent),
-    and sent again if the broker was killed and has come back without it.
+    A broker confirms before its log is on disk, if it has one at all. What it would have
+    forgotten if it came back older than it was, or empty, is held (HELD_MAX_BYTES at most) and
+    then sent again. A thread beside this one finds out what that is (Durability).
 
     Args:
         channel: for the stream's commands; may be shared with the client's other streams.
         keys: which store.
         actor: the actor's identity.
         retention: returns the store's present retention.
+        stores: returns how many stores the trainer has: they share what the broker has for streams.
 
     Attributes:
         pending: what the broker has not confirmed, oldest first.
     """
 
     def __init__(
-        self, channel: Channel, keys: StoreKeys, actor: str, retention: Callable[[], Retention]
+        self,
+        channel: Channel,
+        keys: StoreKeys,
+        actor: str,
+        retention: Callable[[], Retention],
+        stores: Callable[[], int] = lambda: 1,
     ) -> None:
         self._channel = channel
         self._keys = keys
         self._actor = actor
         self._stream = keys.stream(actor)
-        self._room = Room(channel, keys, actor, retention)
+        self._room = Room(channel, keys, actor, retention, stores)
         self._incarnation: int | None = None
         self._connects = 0
         self._beat_connects = 0
         self._in_doubt = False
-        self._is_logged = False
-        self._recent = Recent()
+        self._is_there = False
+        self._data = b""
+        self._held = Held()
+        self._durability = Durability(channel.broker, keys, actor, self._held)
+        self._may_forget = channel.broker.url.scheme != "memory"
         self._encoder = codec.ChunkEncoder()
         self.pending = Pending()
 
@@ -138,12 +148,15 @@ class Producer:
         self._channel.be_back_within(timeout_s)
         while self.pending.is_due or self._in_doubt:
             self._channel.settle(max(deadline - time.monotonic(), 0.0))
+            is_first = self._incarnation is None
             self._meet_broker()
-            if self.pending.is_due:
-                self._confirm(self.pending[0], deadline)
+            if is_first:  # that does not count: programs have deadlines of 5 ms
+                deadline = time.monotonic() + timeout_s
+            if self.pending.is_due and self._confirm(self.pending[0], deadline):
                 confirmed = self.pending.popleft()
-                if self._is_logged:
-                    self._recent.keep(confirmed)
+                if self._may_forget:
+                    self._held.keep(confirmed)
+                    self._durability.wake()
 
     def _meet_broker(self) -> None:
         """Begin an incarnation, or look what a broker that was lost meanwhile still has."""
@@ -154,100 +167,109 @@ class Producer:
             return
         self._in_doubt = False  # from here on a heartbeat may come to doubt again
         try:
-            if self._incarnation is None:
-                self._open()
-            else:
-                self._take_back()
-            self._is_logged = b"aof_enabled:1" in _info(channel, "persistence")
-            self._room.limit_bytes = _maxmemory(_info(channel, "memory")) // 2
+            self._look_at(channel)
         except BaseException:
             self._in_doubt = True
             raise
         self._connects = channel.connects
 
-    def _open(self) -> None:
+    def _look_at(self, channel: Channel) -> None:
+        told = facts.ask(channel, self._keys)
+        newest = newest_id(channel, self._stream)
+        self._is_there = newest != START
+        self._room.limit_bytes = told.maxmemory // 2
+        if self._incarnation is None:
+            self._open(newest)
+        else:
+            self._take_back(newest, is_new=told.data != self._data)
+        self._held.meet(told.run)
+        self._data = told.data
+
+    def _open(self, newest: StreamId) -> None:
         """Begin an incarnation: larger than the broker's time and every earlier one."""
         channel = self._channel
         seconds, micros = channel.call("TIME")
         now_ms = int(seconds) * 1000 + int(micros) // 1000
-        newest = newest_id(channel, self._stream)
         known = [newest, *cursors(channel, self._keys, self._actor).values()]
         incarnation = max(now_ms, max(known).incarnation + 1)
         self.register(channel)
-        self._recent.clear()
+        self._held.clear()
         if newest.number:
-            self._room.keep(newest, 0, self._stream_bytes())
-        self._incarnation = incarnation
+            self._room.adopt(newest)
+        self._incarnation = self._durability.incarnation = incarnation
 
-    def _stream_bytes(self) -> int:
-        """Return what this actor's predecessor has left in the stream; 0 if nobody may ask."""
-        try:
-            return int(self._channel.call("MEMORY", "USAGE", self._stream) or 0)
-        except (BrokerAuthFailed, Refused):
-            return 0
-
-    def _take_back(self) -> None:
+    def _take_back(self, newest: StreamId, is_new: bool) -> None:
         """Send again what was confirmed, if the broker has forgotten it."""
         assert self._incarnation is not None
-        newest = newest_id(self._channel, self._stream)
         there = newest.number if newest.incarnation == self._incarnation else 0
         if newest.incarnation > self._incarnation:
             return  # the next chunk will be refused
         self._room.forget_after(newest)
-        lost = self._recent.take_after(there)
-        if lost:
-            log.warning("store %r: the broker has forgotten %d chunks", self._keys.name, len(lost))
+        lost = self._held.take_after(there)
+        self.pending.extendleft(reversed(lost))
+        if lost or is_new:
+            first = self.pending[0].first if self.pending else self.number + 1
+            log.warning(
+                "store %r: the broker has come back %s: %d transitions of actor %r are sent again,"
+                " %d are not held any more",
+                self._keys.name,
+                "empty" if is_new else "older than it was",
+                sum(chunk.rows for chunk in lost),
+                self._actor,
+                first - there - 1,
+            )
             self.register(self._channel)
-            self.pending.extendleft(reversed(lost))
 
-    def register(self, channel: Channel) -> None:
+    def register(self, channel: Channel) -> bytes:
         """Make the stream known to consumers; called again at every heartbeat.
 
         A broker that came back empty has forgotten it, and a consumer that took this actor for
-        dead has given its stream an expiry.
+        dead has given its stream an expiry. Returns the broker's identity.
         """
-        commands: list[Any] = [
-            ("SADD", self._keys.actors, self._actor),
-            ("SCARD", self._keys.actors),
-            ("SREM", self._keys.closed, self._actor),
-            ("PERSIST", self._stream),
-        ]
-        added, actors, *_ = channel.checked(channel.exchange(commands))
-        if added:
-            arrival = ("XADD", self._keys.joined, "MAXLEN", "~", JOINED_MAX, "*")
-            channel.call(*arrival, "actor", self._actor)
-        self._room.share_with(int(actors))
+        actors, data = announce(channel, self._keys, self._actor)
+        self._room.share_with(actors)
+        return data
 
-    def _confirm(self, chunk: Sent, deadline: float) -> None:
-        """Return when the broker has the chunk: stored by this or by an earlier attempt."""
+    def _confirm(self, chunk: Sent, deadline: float) -> bool:
+        """Return when the broker has the chunk: stored by this or by an earlier attempt.
+
+        False if the stream has vanished, with all that was in it.
+        """
         assert self._incarnation is not None
         chunk_id = StreamId(self._incarnation, chunk.last)
         if not (chunk.was_sent and self._is_stored(chunk_id)):
             self._room.make(chunk.frame.nbytes, deadline)
-            self._append_in_time(chunk, chunk_id, deadline)
+            if not self._append_in_time(chunk, chunk_id, deadline):
+                self._in_doubt = True
+                return False
         self._room.keep(chunk_id, chunk.rows, chunk.frame.nbytes)
+        return True
 
-    def _append_in_time(self, chunk: Sent, chunk_id: StreamId, deadline: float) -> None:
+    def _append_in_time(self, chunk: Sent, chunk_id: StreamId, deadline: float) -> bool:
         """Append to the stream, making room in a broker that is full."""
         while True:
             try:
                 return self._append(chunk, chunk_id, deadline)
-            except StoreFull:
+            except StoreFull as error:
                 if not self._room.relieve(chunk.frame.nbytes, deadline):
-                    raise
+                    raise self._room.explained(error) from error
 
-    def _append(self, chunk: Sent, chunk_id: StreamId, deadline: float) -> None:
+    def _append(self, chunk: Sent, chunk_id: StreamId, deadline: float) -> bool:
         channel = self._channel
         chunk.was_sent = True
-        # That the stream does not expire meanwhile is the heartbeat's business.
+        # That the stream does not expire meanwhile is the heartbeat's business. If it is not
+        # there all the same, nothing may follow what was in it before that is sent again.
+        guard = ("NOMKSTREAM",) if self._is_there else ()
         entry = (b"%d-%d" % chunk_id, "first", chunk.first, chunk.field, chunk.frame)
-        channel.send([("XADD", self._stream, *entry)])
+        channel.send([("XADD", self._stream, *guard, *entry)])
         channel.settle(max(deadline - time.monotonic(), 0.0))
         added = channel.receive()
         if not (isinstance(added, ErrorReply) and "equal or smaller" in str(added)):
             channel.checked([added])
         elif not self._is_stored(chunk_id):
             raise BrokerUnreachable(str(channel.broker.url), f"{self._stream} was taken away")
+        self._is_there = added is not None
+        return self._is_there
 
     def _is_stored(self, chunk_id: StreamId) -> bool:
         """Whether the stream has a chunk, which is told by its newest ID.
@@ -282,7 +304,8 @@ class Producer:
         channel.connect()
         if channel.connects != self._beat_connects:
             self._beat_connects, self._in_doubt = channel.connects, True
-        self.register(channel)
+        if self.register(channel) != self._data:
+            self._in_doubt = True
 
     def close(self, channel: Channel, timeout_s: float) -> None:
         """Say goodbye: the stream may go as soon as every consumer has read it."""
@@ -293,21 +316,9 @@ class Producer:
         except AgentlaceError as error:
             log.warning("store %r: not all was sent at the end: %s", self._keys.name, error)
         mine, self._incarnation = self._incarnation, None  # no heartbeat takes the goodbye back
+        self._durability.stop()
+        self._held.clear()
         channel.be_back_within(timeout_s)
         if newest_id(channel, self._stream).incarnation <= mine:  # else it is another's
             channel.call("SADD", self._keys.closed, self._actor)
             forget_if_read(channel, self._keys, self._actor)
-
-
-def _info(channel: Channel, section: str) -> bytes:
-    """Return what the broker says of itself; nothing if this user may not ask."""
-    try:
-        return bytes(channel.call("INFO", section))
-    except (BrokerAuthFailed, Refused):
-        return b""
-
-
-def _maxmemory(info: bytes) -> int:
-    """Return the broker's limit of memory in bytes; 0 if there is none."""
-    found = re.search(rb"maxmemory:(\d+)", info)
-    return int(found[1]) if found else 0

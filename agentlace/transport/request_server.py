@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from agentlace.codec import Frame, StampedDecoder, StampedEncoder, encode_stamped
 from agentlace.errors import AgentlaceError, Closed, DecodeError, EncodeError, UnknownRequest
+from agentlace.transport import facts
 from agentlace.transport.backoff import Backoff
 from agentlace.transport.connection import MARGIN_S, Broker
 from agentlace.transport.envelope import Envelope
@@ -58,6 +59,7 @@ class _Call(NamedTuple):
 
     what: str
     name: str
+    run: str
     repeats: str | None
     replies: StampedEncoder
 
@@ -65,12 +67,13 @@ class _Call(NamedTuple):
     def of(cls, meta: Mapping[str, Any]) -> _Call:
         """Return what a frame's meta says; raises DecodeError."""
         try:
-            what, name, repeats = (meta[key] for key in ("what", "name", "repeats"))
+            what, name, run, repeats = (meta[key] for key in ("what", "name", "run", "repeats"))
         except KeyError as error:
             raise DecodeError(f"a request without {error}") from error
-        if any(type(text) is not str for text in (what, name, repeats or "")):
+        if any(type(text) is not str for text in (what, name, run, repeats or "")):
             raise DecodeError("a request whose names are not strings")
-        return cls(what, name, repeats, StampedEncoder(REPLY, {"status": "ok"}, REPLY_STAMP))
+        replies = StampedEncoder(REPLY, {"status": "ok"}, REPLY_STAMP)
+        return cls(what, name, run, repeats, replies)
 
     def __str__(self) -> str:
         """Return how it is called in messages."""
@@ -102,6 +105,8 @@ class RequestServer:
         self._remembered: OrderedDict[bytes, OrderedDict[int, Frame]] = OrderedDict()
         self._decoder = StampedDecoder(REQUEST, REQUEST_STAMP, _Call.of)
         self._envelopes: dict[bytes, Envelope] = {}
+        self._run = ""
+        self._connects = 0
         self.answered = 0
         self.expired = 0
 
@@ -143,6 +148,9 @@ class RequestServer:
         channel = self._channel
         slice_s = channel.slice_s
         timeout_s = slice_s + MARGIN_S
+        if not channel.is_connected or channel.connects != self._connects:
+            channel.connect()
+            self._run, self._connects = facts.run_of(channel), channel.connects
         if answer is None:
             popped = channel.call("BLPOP", self._keys.requests, f"{slice_s:g}", timeout_s=timeout_s)
             return None if popped is None else popped[1]
@@ -207,6 +215,9 @@ class RequestServer:
         if call.repeats is not None and call.what in AT_MOST_ONCE and call.repeats != self._token:
             text = "it may have been executed by the server before this one; it was not repeated"
             return _failure(number, "ServerRestarted", text)
+        if call.run != self._run and call.run and self._run and call.what in AT_MOST_ONCE:
+            text = "it may have been executed before the broker was restarted; it was not repeated"
+            return _failure(number, "BrokerRestarted", text)
         try:
             result = self._handler(call.what, call.name, payload)
             return call.replies.encode((number,), result)

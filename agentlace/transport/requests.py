@@ -6,7 +6,9 @@ of the two machines do not matter: each knows its own offset to the broker.
 
 A request of at-most-once kind carries the identity of the server that it was first meant for.
 That server remembers its last reply per caller and answers a repetition from it; any other
-server refuses one, because it cannot know what was executed.
+server refuses one, because it cannot know what was executed. It also carries the run of the
+broker that it was given to: one that came back older than it was may still hold requests that
+had been taken and executed, and those are refused for the same reason.
 
 A call in a control loop is the same again and again but for its number, its deadline and what
 its arrays and numbers hold. So frames are stamped (:mod:`agentlace.codec.stamped`), the commands
@@ -35,6 +37,7 @@ from agentlace.errors import (
     RequestTimeout,
     UnknownRequest,
 )
+from agentlace.transport import facts
 from agentlace.transport.backoff import Backoff
 from agentlace.transport.channel import LEAST_S
 from agentlace.transport.connection import MARGIN_S, Broker
@@ -109,6 +112,8 @@ class RequestClient:
         self._encoders: dict[tuple[str, str, str | None], StampedEncoder] = {}
         self._decoder = StampedDecoder(REPLY, REPLY_STAMP, _checked)
         self._turns: dict[int, _Turn] = {}
+        self._run = ""
+        self._connects = 0
 
     def ticket(self) -> Ticket:
         """Return a new request's identity."""
@@ -162,6 +167,7 @@ class RequestClient:
             if not self._channel.is_connected:
                 self._channel.be_back_within(end - time.monotonic())
             try:
+                self._meet_broker()
                 frame = self._encode(what, name, payload, ticket, end)
                 reply = self._ask(frame, ticket, end)
             except BrokerUnreachable:
@@ -173,11 +179,22 @@ class RequestClient:
                 continue
             return reply, None if reply else self._withdraw(frame, ticket, earlier)
 
+    def _meet_broker(self) -> None:
+        """Find out which run of the broker it is, whenever it is connected anew."""
+        channel = self._channel
+        if not channel.is_connected:
+            channel.connect()
+        if channel.connects != self._connects:
+            run, self._connects = facts.run_of(channel), channel.connects
+            if run != self._run:
+                self._run = run
+                self._encoders.clear()
+
     def _encode(self, what: str, name: str, payload: Any, ticket: Ticket, end: float) -> Frame:
         repeats = (ticket.server or NO_SERVER) if ticket.sent else None
         encoder = self._encoders.get((what, name, repeats))
         if encoder is None:
-            meta = {"what": what, "name": name, "repeats": repeats}
+            meta = {"what": what, "name": name, "run": self._run, "repeats": repeats}
             encoder = StampedEncoder(REQUEST, meta, REQUEST_STAMP)
             keep(self._encoders, (what, name, repeats), encoder, ENCODERS)
         return encoder.encode((ticket.id, self._broker.at_ms(end), self._caller), payload)

@@ -9,18 +9,11 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from agentlace.errors import StoreFull
-from agentlace.transport.connection import Channel
+from agentlace.errors import AgentlaceError, BrokerAuthFailed, StoreFull
+from agentlace.transport.connection import Channel, Refused
 from agentlace.transport.keys import StoreKeys
-from agentlace.transport.streams import (
-    START,
-    Retention,
-    StreamId,
-    applied,
-    cursors,
-    role_of,
-    trim_read,
-)
+from agentlace.transport.lag import described
+from agentlace.transport.streams import START, Retention, StreamId, applied, cursors, trim_read
 
 log = logging.getLogger(__name__)
 
@@ -47,20 +40,27 @@ class Room:
         keys: which store.
         actor: the actor's identity.
         retention: returns the store's present retention.
+        stores: returns how many stores the trainer has.
 
     Attributes:
-        limit_bytes: what the broker's memory allows all streams of the store; 0 for anything.
+        limit_bytes: what the broker's memory allows the streams of all stores; 0 for anything.
         dropped: transitions that went unread.
     """
 
     def __init__(
-        self, channel: Channel, keys: StoreKeys, actor: str, retention: Callable[[], Retention]
+        self,
+        channel: Channel,
+        keys: StoreKeys,
+        actor: str,
+        retention: Callable[[], Retention],
+        stores: Callable[[], int],
     ) -> None:
         self._channel = channel
         self._keys = keys
         self._actor = actor
         self._stream = keys.stream(actor)
         self._retention = retention
+        self._stores = stores
         self._kept: deque[_Kept] = deque()
         self._kept_bytes = 0
         self._next_warning = 0.0
@@ -72,13 +72,21 @@ class Room:
         """Take note that the retention is shared by so many actors."""
         max_bytes = self._retention().max_bytes
         if self.limit_bytes:
-            max_bytes = min(max_bytes, self.limit_bytes)
+            max_bytes = min(max_bytes, self.limit_bytes // max(1, self._stores()))
         self.share_bytes = max_bytes // max(1, actors)
 
     def keep(self, entry: StreamId, rows: int, nbytes: int) -> None:
         """Take note of an entry that is in the stream now."""
         self._kept.append(_Kept(entry, rows, nbytes + ENTRY_OVERHEAD_BYTES))
         self._kept_bytes += nbytes + ENTRY_OVERHEAD_BYTES
+
+    def adopt(self, newest: StreamId) -> None:
+        """Take note of what this actor's predecessor has left in the stream, if one may ask."""
+        try:
+            nbytes = int(self._channel.call("MEMORY", "USAGE", self._stream) or 0)
+        except (BrokerAuthFailed, Refused):
+            nbytes = 0
+        self.keep(newest, 0, nbytes)
 
     def forget_after(self, newest: StreamId) -> None:
         """Take note that the broker has lost all entries after this one."""
@@ -98,7 +106,7 @@ class Room:
             if self._kept_bytes <= goal or not self._kept:
                 return
             if self._retention().when_full == "drop_oldest":
-                self._drop(goal)
+                self._drop(goal, positions)
                 return
             if time.monotonic() >= deadline:
                 raise StoreFull(self._full_message(positions))
@@ -112,7 +120,7 @@ class Room:
         ):
             return True
         if self._retention().when_full == "drop_oldest" and self._kept:
-            self._drop(max(self._kept_bytes - nbytes - ENTRY_OVERHEAD_BYTES, 0))
+            self._drop(max(self._kept_bytes - nbytes - ENTRY_OVERHEAD_BYTES, 0), positions)
             return True
         threading.Event().wait(ROOM_POLL_S)
         return time.monotonic() < deadline
@@ -128,25 +136,49 @@ class Room:
             self._channel.call("XTRIM", self._stream, "MINID", str(last.id.next()))
         return rows
 
-    def _drop(self, goal_bytes: int) -> None:
+    def _drop(self, goal_bytes: int, positions: Mapping[str, StreamId]) -> None:
         self.dropped += self._trim(self._kept[-1].id, goal_bytes)
         if time.monotonic() > self._next_warning:
             self._next_warning = time.monotonic() + WARN_EVERY_S
             log.warning(
-                "store %r is full: dropped the oldest transitions of actor %r, %d so far",
+                "store %r is full: dropped the oldest transitions of actor %r, %d so far; %s",
                 self._keys.name,
                 self._actor,
                 self.dropped,
+                self._slowest(positions),
             )
 
     def _full_message(self, positions: Mapping[str, StreamId]) -> str:
-        slowest = min(positions, key=lambda name: positions[name], default="(none)")
-        has_them = applied(self._channel, self._keys, self._actor).get(slowest, START)
-        remedy = "start or speed up that consumer"
-        if has_them > positions.get(slowest, START):
-            remedy = "it has them, but has not saved them yet: let it save more often (checkpoint)"
         return (
-            f"store {self._keys.name!r}: {self._kept_bytes} bytes of actor {self._actor!r} wait "
-            f"for consumer {role_of(slowest)!r}, its share of the retention is "
-            f"{self.share_bytes}: {remedy}, or raise Retention(max_bytes=…)"
+            f"store {self._keys.name!r} is full: {self._kept_bytes} bytes of actor "
+            f"{self._actor!r} are kept, its share of the retention is {self.share_bytes}; "
+            f"{self._slowest(positions)}: {self._remedy(positions)}, raise "
+            "Retention(max_bytes=…), or, if it is gone for good, run `agentlace consumers forget`"
         )
+
+    def _remedy(self, positions: Mapping[str, StreamId]) -> str:
+        slowest = min(positions, key=lambda name: positions[name], default="")
+        has_them = applied(self._channel, self._keys, self._actor).get(slowest, START)
+        if has_them > positions.get(slowest, START):
+            return "it has them, but has not saved them yet: let it save more often (checkpoint)"
+        return "start or speed up that consumer"
+
+    def explained(self, error: StoreFull) -> StoreFull:
+        """Return the error of a broker that is full, naming who has not read what fills it."""
+        try:
+            positions = cursors(self._channel, self._keys, self._actor)
+            if self._kept and min(positions.values(), default=START) < self._kept[-1].id:
+                slowest = self._slowest(positions)
+                return StoreFull(f"{error}; in store {self._keys.name!r} {slowest}")
+        except AgentlaceError:
+            pass  # it is full, whoever is slow
+        return error
+
+    def _slowest(self, positions: Mapping[str, StreamId]) -> str:
+        """Say which consumer holds the others up, and how far it is behind this actor."""
+        if not positions:
+            return "no consumer is registered"
+        name = min(positions, key=lambda name: positions[name])
+        behind = sum(entry.rows for entry in self._kept if entry.id > positions[name])
+        who = described(self._channel, self._keys, name)
+        return f"{who} is {behind} transitions behind"

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from agentlace.errors import DecodeError
 from agentlace.transport.connection import Channel, Refused
-from agentlace.transport.keys import FENCE_MS, StoreKeys
+from agentlace.transport.keys import FENCE_MS, JOINED_MAX, ORPHAN_MS, StoreKeys
 from agentlace.transport.resp import ErrorReply, Reply
 
 
@@ -86,6 +86,25 @@ def newest_id(channel: Channel, stream: str) -> StreamId:
     return StreamId.parse(fields[b"last-generated-id"])
 
 
+def announce(channel: Channel, keys: StoreKeys, actor: str) -> tuple[int, bytes]:
+    """Make an actor's stream known to consumers, and keep it from expiring.
+
+    Returns how many actors the store has, and the broker's identity.
+    """
+    commands: list[Any] = [
+        ("SADD", keys.actors, actor),
+        ("SCARD", keys.actors),
+        ("SREM", keys.closed, actor),
+        ("PERSIST", keys.stream(actor)),
+        ("GET", keys.identity),
+    ]
+    added, actors, _, _, data = channel.checked(channel.exchange(commands))
+    if added:
+        arrival = ("XADD", keys.joined, "MAXLEN", "~", JOINED_MAX, "*")
+        channel.call(*arrival, "actor", actor)
+    return int(actors), bytes(data or b"")
+
+
 def role_of(consumer: str) -> str:
     """Return what a consumer is; behind a colon its name says which one of these."""
     return consumer.partition(":")[0]
@@ -151,3 +170,15 @@ def forget_if_read(channel: Channel, keys: StoreKeys, actor: str) -> bool:
     for name in positions:
         commands += [("HDEL", key(name), actor) for key in (keys.cursor, keys.applied)]
     return channel.exchange([*commands, ("EXEC",)])[-1] is not None
+
+
+def expire_if_read(channel: Channel, keys: StoreKeys, actor: str) -> None:
+    """Let the stream of an actor that vanished end in a while, if every consumer has read it."""
+    stream = keys.stream(actor)
+    remaining_ms = channel.call("PTTL", stream)
+    if remaining_ms == -2:  # it has ended: what is left of it goes with the next poll
+        channel.call("SADD", keys.closed, actor)
+    elif remaining_ms == -1:
+        newest = newest_id(channel, stream)
+        if all(position >= newest for position in cursors(channel, keys, actor).values()):
+            channel.call("PEXPIRE", stream, ORPHAN_MS)

@@ -46,7 +46,7 @@ def actor(broker, keys):
 
         def make(name="robot", at=None, **kwargs):
             actor = Actor(at or broker, keys, name, **kwargs)
-            stack.callback(actor.channel.close)
+            stack.callback(actor.close)
             actor.announce()
             return actor
 

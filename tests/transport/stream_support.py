@@ -26,7 +26,9 @@ class Actor:
         self.name = name
         self.retention = retention or Retention()
         self.channel = broker.channel()
-        self.producer = Producer(self.channel, keys.store(STORE), name, lambda: self.retention)
+        self.stores = 1
+        args = (keys.store(STORE), name, lambda: self.retention, lambda: self.stores)
+        self.producer = Producer(self.channel, *args)
         self._presence = keys.client(name)
 
     def announce(self):
@@ -34,6 +36,11 @@ class Actor:
 
     def vanish(self):
         self.channel.call("DEL", self._presence)
+        self.close()
+
+    def close(self):
+        """End without a goodbye."""
+        self.producer._durability.stop()
         self.channel.close()
 
     def send(self, start, stop, timeout_s=LONG_S, size=3):

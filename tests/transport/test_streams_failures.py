@@ -14,7 +14,6 @@ from transport_support import Proxy, broker_at, channel_to, free_port, kill_clie
 
 from agentlace.errors import ActorReplaced, AlreadyServed, BrokerUnreachable, StoreFull
 from agentlace.transport import consumer as consumer_module
-from agentlace.transport import recent as recent_module
 from agentlace.transport.connection import Broker
 from agentlace.transport.cursor import Lease
 from agentlace.transport.embedded import EmbeddedBroker, Settings
@@ -180,19 +179,6 @@ def test_what_a_killed_broker_has_forgotten_is_sent_again(own_broker, actor, rec
     late = record("late")
     assert late.has(sent)
     assert late.consumer.gaps == quick.consumer.gaps == 0
-
-
-def test_only_so_much_is_kept_for_a_forgetful_broker(own_broker, actor, monkeypatch):
-    robot = actor()
-    for n in range(20):
-        robot.send(n, n + 1)
-    assert len(robot.producer._recent) == 20
-    monkeypatch.setattr(recent_module, "RECENT_MAX_BYTES", 3000)
-    robot.send(20, 21)
-    assert 0 < len(robot.producer._recent) < 20
-    monkeypatch.setattr(recent_module, "FORGETFUL_S", 0.0)
-    robot.send(21, 22)
-    assert len(robot.producer._recent) <= 1
 
 
 @pytest.fixture
@@ -391,6 +377,30 @@ def test_a_full_broker_serves_on_when_what_it_holds_was_read(own_broker, keys, s
         robot.vanish()
 
 
+def test_in_a_full_broker_a_successor_reads_before_it_can_register(
+    own_broker, actor, record, consume, store, channel
+):
+    """Until it can, its predecessor stays: what only that one has not read may not be trimmed."""
+    predecessor, quick, robot = consume("first"), record("recorder:quick"), actor()
+    predecessor.consumer.register()
+    for n in range(0, 50, 5):
+        robot.send(n, n + 5)
+    assert quick.has(50)
+    successor = consume("second")
+    limit = bytes(channel.call("CONFIG", "GET", "maxmemory")[1])
+    channel.call("CONFIG", "SET", "maxmemory", "1")
+    successor.consumer.start()
+    with pytest.raises(StoreFull):
+        robot.send(50, 55, timeout_s=0.1)
+    assert successor.has(50)
+    assert consumers(channel, store) == ["recorder:quick", "trainer:first"]
+    channel.call("CONFIG", "SET", "maxmemory", limit)
+    wait_until(lambda: consumers(channel, store) == ["recorder:quick", "trainer:second"])
+    robot.flush_at_last()
+    assert successor.has(55) and quick.has(55)
+    assert successor.consumer.gaps == quick.consumer.gaps == 0
+
+
 def test_a_full_broker_drops_the_oldest_where_that_is_wanted(own_broker, keys, store):
     broker = Broker(own_broker.settings.url)
     with contextlib.closing(broker.channel()) as channel:
@@ -414,13 +424,7 @@ def test_streams_leave_the_broker_half_of_its_memory(own_broker, keys):
         robot.send(0, 1)
         robot.producer.register(channel)
         assert robot.producer._room.share_bytes == 50 << 20
+        robot.stores = 5
+        robot.producer.register(channel)
+        assert robot.producer._room.share_bytes == 10 << 20
         robot.vanish()
-
-
-def test_a_chunk_too_large_to_be_kept_for_a_forgetful_broker(own_broker, keys, monkeypatch):
-    monkeypatch.setattr(recent_module, "RECENT_MAX_BYTES", 1000)
-    robot = Actor(Broker(own_broker.settings.url), keys)
-    robot.send(0, 1, size=10_000)
-    assert len(robot.producer._recent) == 0
-    robot.send(1, 2)
-    robot.vanish()
