@@ -15,7 +15,13 @@ from agentlace.transport.backoff import Backoff
 from agentlace.transport.connection import MARGIN_S, Broker
 from agentlace.transport.cursor import Cursor, Lease
 from agentlace.transport.keys import ServiceKeys
-from agentlace.transport.streams import START, StreamId, forget_if_read, newest_id
+from agentlace.transport.streams import (
+    START,
+    StreamId,
+    expire_if_read,
+    forget_if_read,
+    newest_id,
+)
 
 log = logging.getLogger(__name__)
 
