@@ -85,7 +85,7 @@ class TrainerClient(Client):
         self._told: dict[str, Retention] = {}
         self._limit_lock = threading.Lock()
         self._last_call = float("-inf")
-        self._stream_channel = self._broker.channel()
+        self._stream_channel = self._broker.channel(key=self._keys.prefix)
         self._receivers: list[WeightsReceiver] = []
         self._async_update = AsyncUpdate(self.update)
         stores = dict(data_stores)
@@ -341,8 +341,7 @@ class TrainerClient(Client):
     def _last_update(self, had_async: bool) -> None:
         pending = any(outbox.producer.pending for outbox in self._outboxes.values())
         channel = self._stream_channel
-        is_lost = channel.connects and not channel.is_connected
-        if (had_async or pending) and not is_lost:
+        if (had_async or pending) and not channel.is_lost:
             for name in self._outboxes:  # the last one is not counted against rate_limit
                 with contextlib.suppress(AgentlaceError):
                     self._update(name, -1, False, lambda: None)

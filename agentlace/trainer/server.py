@@ -116,7 +116,7 @@ class TrainerServer(Server):
         broker = self._connected()
         with self._publisher_lock:
             if self._publisher is None:
-                self._publisher = WeightsPublisher(broker, self._keys)
+                self._publisher = WeightsPublisher(broker, self._keys, self._began_ms)
             publisher = self._publisher
         return publisher.publish(payload)
 

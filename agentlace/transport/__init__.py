@@ -4,6 +4,7 @@
 
     keys.py                 every key's name, type, bound and expiry
     connection.py           where the broker is; the only module that knows redis-py's errors
+    refusals.py             what the broker's refusals mean
     link.py                 one connection's socket, and its timeouts
     channel.py              what is said on one connection
     resp.py                 the wire protocol

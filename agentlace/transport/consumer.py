@@ -68,7 +68,7 @@ class Consumer:
         self._keys = keys.store(store)
         self._apply = apply
         self._on_applied = on_applied
-        self._channel = broker.channel()
+        self._channel = broker.channel(key=self._keys.prefix)
         self._cursor = Cursor(self._channel, self._keys, name, positions, lease)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -246,7 +246,7 @@ class Consumer:
             if actor in closed:
                 if forget_if_read(channel, self._keys, actor):
                     self._actors = self._actors - {actor}
-            elif not channel.call("EXISTS", self._service.client(actor)):
+            elif not channel.at(self._service.prefix).call("EXISTS", self._service.client(actor)):
                 self._expire(actor)
 
     def _expire(self, actor: str) -> None:

@@ -78,7 +78,7 @@ class Cursor:
 
     def _succession(self, lease: Lease) -> list[Command]:
         """Return what removes the consumers that this one replaces."""
-        holder = read_peer(self._channel, lease.key)
+        holder = read_peer(self._channel.at(lease.key), lease.key)
         if holder is not None and holder["token"] != lease.token:
             raise AlreadyServed(f"store {self._keys.name!r} is consumed by {holder['host']} now")
         role = role_of(self._name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,8 @@ from agentlace.errors import (
     EncodeError,
     StoreFull,
 )
-from agentlace.transport.connection import Channel, Refused
+from agentlace.transport.backoff import Backoff
+from agentlace.transport.connection import Channel, Passing, Refused
 from agentlace.transport.keys import JOINED_MAX, StoreKeys
 from agentlace.transport.recent import Recent, Sent
 from agentlace.transport.resp import ErrorReply
@@ -61,7 +63,7 @@ class Producer:
     def __init__(
         self, channel: Channel, keys: StoreKeys, actor: str, retention: Callable[[], Retention]
     ) -> None:
-        self._channel = channel
+        self._channel = channel = channel.at(keys.prefix)
         self._keys = keys
         self._actor = actor
         self._stream = keys.stream(actor)
@@ -131,10 +133,21 @@ class Producer:
             StoreFull: no room; what is pending stays.
             ActorReplaced: a newer process uses this actor's identity.
         """
+        deadline = time.monotonic() + timeout_s
+        backoff = Backoff()
+        while True:
+            try:
+                return self._flush(deadline)
+            except Passing:  # the stream is being moved, or a replica takes over
+                pause_s = backoff.next_s()
+                if time.monotonic() + pause_s > deadline:
+                    raise
+                threading.Event().wait(pause_s)
+
+    def _flush(self, deadline: float) -> None:
         if not self.pending and not self._in_doubt:
             return
-        deadline = time.monotonic() + timeout_s
-        self._channel.be_back_within(timeout_s)
+        self._channel.be_back_within(deadline - time.monotonic())
         while self.pending or self._in_doubt:
             self._channel.settle(max(deadline - time.monotonic(), 0.0))
             self._meet_broker()
@@ -158,6 +171,7 @@ class Producer:
             else:
                 self._take_back()
             self._is_logged = b"aof_enabled:1" in _info(channel, "persistence")
+            self._is_logged |= channel.broker.url.has_replicas
             self._room.limit_bytes = _maxmemory(_info(channel, "memory")) // 2
         except BaseException:
             self._in_doubt = True
@@ -269,7 +283,7 @@ class Producer:
             channel: to ask on.
             role: what the consumer is; the one that registered last counts.
         """
-        positions = cursors(channel, self._keys, self._actor)
+        positions = cursors(channel.at(self._keys.prefix), self._keys, self._actor)
         mine = [p for name, p in positions.items() if role_of(name) == role]
         position = max(mine, default=START)
         return position.number if position.incarnation == self._incarnation else 0
@@ -278,6 +292,7 @@ class Producer:
         """Make the stream known again, if it was ever used; from the heartbeat's thread."""
         if self._incarnation is None:
             return
+        channel = channel.at(self._keys.prefix)
         channel.connect()
         if channel.connects != self._beat_connects:
             self._beat_connects, self._in_doubt = channel.connects, True
@@ -292,6 +307,7 @@ class Producer:
         except AgentlaceError as error:
             log.warning("store %r: not all was sent at the end: %s", self._keys.name, error)
         mine, self._incarnation = self._incarnation, None  # no heartbeat takes the goodbye back
+        channel = channel.at(self._keys.prefix)
         channel.be_back_within(timeout_s)
         if newest_id(channel, self._stream).incarnation <= mine:  # else it is another's
             channel.call("SADD", self._keys.closed, self._actor)

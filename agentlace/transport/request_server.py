@@ -95,7 +95,7 @@ class RequestServer:
         self._keys = keys
         self._handler = handler
         self._token = token
-        self._channel = broker.channel()
+        self._channel = broker.channel(key=keys.prefix)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._is_ending = False
@@ -144,6 +144,7 @@ class RequestServer:
         slice_s = channel.slice_s
         timeout_s = slice_s + MARGIN_S
         if answer is None:
+            self._broker.follow_clock(channel)
             popped = channel.call("BLPOP", self._keys.requests, f"{slice_s:g}", timeout_s=timeout_s)
             return None if popped is None else popped[1]
         data = channel.trade(*answer, timeout_s)

@@ -36,11 +36,10 @@ from agentlace.errors import (
     UnknownRequest,
 )
 from agentlace.transport.backoff import Backoff
-from agentlace.transport.channel import LEAST_S
 from agentlace.transport.connection import MARGIN_S, Broker
 from agentlace.transport.envelope import Envelope
 from agentlace.transport.keys import ServiceKeys
-from agentlace.transport.link import STEP_S, in_steps
+from agentlace.transport.link import LEAST_S, STEP_S, in_steps
 from agentlace.transport.request_server import (
     REPLY,
     REPLY_STAMP,
@@ -102,7 +101,7 @@ class RequestClient:
         self._server = server
         self._caller = uuid.uuid4().bytes
         self._reply_key = keys.reply(self._caller.hex())
-        self._channel = broker.channel()
+        self._channel = broker.channel(key=keys.prefix)
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._numbers = itertools.count(random.getrandbits(62))
@@ -163,6 +162,8 @@ class RequestClient:
                 self._channel.be_back_within(end - time.monotonic())
             try:
                 frame = self._encode(what, name, payload, ticket, end)
+                if not self._channel.is_connected and self._broker.follow_clock(self._channel):
+                    frame = self._encode(what, name, payload, ticket, end)
                 reply = self._ask(frame, ticket, end)
             except BrokerUnreachable:
                 backoff = backoff or Backoff()

@@ -55,12 +55,14 @@ class WeightsPublisher:
     Args:
         broker: where.
         keys: of the trainer.
+        began_ms: when the trainer began, in the broker's time: no version is older.
     """
 
-    def __init__(self, broker: Broker, keys: ServiceKeys) -> None:
+    def __init__(self, broker: Broker, keys: ServiceKeys, began_ms: int = 0) -> None:
         self._broker = broker
         self._keys = keys
-        self._channel = broker.channel()
+        self._began_ms = began_ms
+        self._channel = broker.channel(key=keys.prefix)
         self._changed = threading.Condition()
         self._waiting: _Snapshot | None = None
         self._sending: _Snapshot | None = None
@@ -186,7 +188,8 @@ class WeightsPublisher:
     def _open(self) -> None:
         """Begin an incarnation: larger than the broker's time and every earlier one."""
         seconds, micros = self._channel.call("TIME")
-        now_ms = int(seconds) * 1000 + int(micros) // 1000
+        # A replica that has taken over since the trainer began has another clock.
+        now_ms = max(int(seconds) * 1000 + int(micros) // 1000, self._began_ms)
         before = self._announced(self._channel)
         if before:
             self._kept.add(str(before.version), before.keys, set())
@@ -237,13 +240,14 @@ class WeightsPublisher:
     def _announce(self, manifest: Manifest) -> None:
         """Move the pointer, tell receivers and drop what nobody needs any more, at once."""
         channel, keys, version = self._channel, self._keys, str(manifest.version)
+        publish = channel.pubsub().publish
         pinned = self._watch(manifest)
         frame = manifest.encode()
         small = frame.nbytes <= INLINE_BYTES + (8 << 10)
         commands: list[Command] = [("MULTI",)]
         commands += [("PERSIST", key) for key in manifest.keys]
         commands.append(("SET", keys.weights, frame))
-        commands.append(("PUBLISH", keys.weights_channel, frame if small else b""))
+        commands.append((publish, keys.weights_channel, frame if small else b""))
         commands += self._kept.farewell(version, manifest.keys, pinned.versions)
         if pinned.over:
             commands.append(("HDEL", keys.weights_readers, *pinned.over))
