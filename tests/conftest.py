@@ -47,9 +47,14 @@ def broker_url(embedded_broker, namespace):
     return f"redis://127.0.0.1:{embedded_broker.settings.port}?ns={namespace}"
 
 
-@pytest.fixture(params=["redis", "unix", "memory", "cluster"])
+@pytest.fixture(params=["redis", "unix", "memory"])
 def any_broker_url(request, embedded_broker, namespace):
     """Addresses of every kind of broker, one test run each."""
+    return broker_url_of(request, embedded_broker, namespace)
+
+
+def broker_url_of(request, embedded_broker, namespace):
+    """Return the address of the kind of broker that a fixture's parameter names."""
     if request.param == "memory":
         pytest.importorskip("fakeredis", reason="memory:// needs the extra 'memory'")
         return f"memory://{namespace}"

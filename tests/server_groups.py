@@ -191,21 +191,32 @@ class Cluster(Group):
                         return self.at(master[1])
         raise AssertionError(f"no node has slot {slot}")
 
-    def move(self, slot, target, pause_s=0.0):
-        """Move a slot and its keys to another node, one key after the other."""
-        source, tick = self.owner(slot), threading.Event()
+    def other_than(self, node):
+        """Return another master."""
+        owners = [self.owner(number * SLOTS // 16) for number in range(16)]
+        return next(owner for owner in owners if owner is not node)
+
+    def move(self, slot, target, meanwhile):
+        """Move a slot and its keys to another node, one key after the other.
+
+        ``meanwhile`` is called with what has moved so far and what has not, for the first time
+        when nothing has, for the last time when everything has but the slot itself.
+        """
+        source = self.owner(slot)
         source_id, target_id = source.ask("CLUSTER", "MYID"), target.ask("CLUSTER", "MYID")
         target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", source_id)
         source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", target_id)
-        moved = 0
-        while keys := source.ask("CLUSTER", "GETKEYSINSLOT", slot, 1):
-            tick.wait(pause_s)
-            answer = source.ask("MIGRATE", "127.0.0.1", target.port, keys[0], 0, 10_000)
-            moved += answer == "OK"
-        for node in (target, source, *self.nodes):
-            with contextlib.suppress(redis.RedisError):  # replicas learn of it by themselves
-                node.ask("CLUSTER", "SETSLOT", slot, "NODE", target_id)
-        return moved
+        moved = []
+        while True:
+            keys = source.ask("CLUSTER", "GETKEYSINSLOT", slot, 1000)
+            meanwhile(moved, keys)
+            keys = source.ask("CLUSTER", "GETKEYSINSLOT", slot, 1)
+            if not keys:
+                break
+            source.ask("MIGRATE", "127.0.0.1", target.port, keys[0], 0, 10_000)
+            moved += keys
+        for node in (target, source):
+            node.ask("CLUSTER", "SETSLOT", slot, "NODE", target_id)
 
 
 class Sentinels(Group):

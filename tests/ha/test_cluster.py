@@ -1,0 +1,94 @@
+"""A cluster of three masters and three replicas: a master dies, slots move; nothing is lost."""
+
+import pytest
+
+from agentlace.transport.discovery import slot_of
+from agentlace.transport.keys import ServiceKeys
+from tests.ha.workload import Workload
+from tests.server_groups import Cluster, wait_until
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    with Cluster(tmp_path_factory.mktemp("cluster"), replicas=1) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def whole(cluster):
+    """The cluster, whole again after the test."""
+    yield cluster
+    for node in cluster.nodes:
+        if not node.is_alive:
+            node.start()
+    cluster.settle()
+
+
+@pytest.fixture
+def url(whole, namespace):
+    return f"{whole.url}?ns={namespace}"
+
+
+@pytest.fixture
+def keys(whole, namespace):
+    """A key of each hash tag; the two services have the same node, but not the same slot."""
+    trainer = ServiceKeys(namespace, "trainer", 5555)
+    robots = (ServiceKeys(namespace, "action", port) for port in range(6000, 7000))
+    node = node_of(whole, trainer.prefix)
+    robot = next(keys for keys in robots if node_of(whole, keys.prefix) is node)
+    return {
+        "trainer": trainer.prefix,
+        "robot": robot.prefix,
+        "store": trainer.store("env").prefix,
+        "robot's port": robot.port,
+    }
+
+
+@pytest.fixture
+def work(url, keys):
+    with Workload(url, action_port=keys["robot's port"]) as work:
+        work.goes_on()
+        yield work
+
+
+def node_of(cluster, key):
+    return cluster.owner(slot_of(key))
+
+
+@pytest.mark.parametrize("which", ["trainer", "store"])
+def test_a_master_is_killed(whole, work, keys, which):
+    dead = node_of(whole, keys[which])
+    dead.kill()
+    work.goes_on()
+    assert node_of(whole, keys[which]) is not dead
+    work.finish()
+
+
+@pytest.mark.parametrize("which", ["trainer", "robot", "store"])
+def test_a_slot_is_moved_under_load(whole, work, keys, which):
+    """Single keys are served all the time; what needs several waits until they are together."""
+    source, slot = node_of(whole, keys[which]), slot_of(keys[which])
+    halves = []
+
+    def meanwhile(moved, left):
+        if not moved or not left:
+            work.goes_on()
+        elif len(moved) >= len(left) and not halves:
+            halves.append((moved, left))
+            work.goes_on({"robot": ["acts", "observations"]}.get(which, []))
+
+    whole.move(slot, whole.other_than(source), meanwhile)
+    assert halves
+    assert node_of(whole, keys[which]) is not source
+    work.goes_on()
+    work.finish()
+
+
+def test_a_replica_takes_over_on_command(whole, work, keys):
+    """As before an update of a machine: nobody's connection is lost by it."""
+    master = node_of(whole, keys["trainer"])
+    replica = whole.at(master.client.info("replication")["slave0"]["port"])
+    replica.ask("CLUSTER", "FAILOVER")
+    wait_until(lambda: node_of(whole, keys["trainer"]) is replica)
+    work.goes_on()
+    work.finish()
