@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 ROOT = Path(__file__).parents[1]
 SLOTS = 16384
@@ -59,7 +61,10 @@ class Node:
         self.file.write_text(f"{conf}\nport {self.port}\ndir {self.directory}\n")
         self._command = [program or valkey_program(), str(self.file), *arguments]
         self._process = None
-        self.client = redis.Redis(port=self.port, protocol=2, decode_responses=True)
+        once = Retry(NoBackoff(), 0)
+        self.client = redis.Redis(
+            port=self.port, protocol=2, decode_responses=True, retry=once, socket_timeout=10
+        )
 
     def ask(self, *command):
         """Return a command's reply as it came, as text."""
@@ -182,6 +187,13 @@ class Cluster(Group):
                 and sum(" master " in line or "master" in line.split()[2] for line in lines) == 3
             )
 
+    def mend(self):
+        """Start what was killed."""
+        for node in self.nodes:
+            if not node.is_alive:
+                node.start()
+        self.settle()
+
     def owner(self, slot):
         """Return the node that has a slot, as the first one says that lives."""
         for node in self.nodes:
@@ -275,6 +287,14 @@ class Sentinels(Group):
             with contextlib.suppress(redis.RedisError):
                 return self.at(sentinel.client.sentinel_get_master_addr_by_name(self.name)[1])
         raise AssertionError("no sentinel answers")
+
+    def mend(self):
+        """Start what was killed. A master of before becomes a replica, sooner than by itself."""
+        for node in self.nodes:
+            if not node.is_alive:
+                node.start()
+        self.replica.ask("REPLICAOF", "127.0.0.1", self.master.port)
+        self.settle()
 
     @property
     def replica(self):

@@ -93,7 +93,7 @@ class Sentinels:
                 with contextlib.closing(link):
                     (told,) = _asked(link, [command], timeout_s, self._mapped)
                 if isinstance(told, ErrorReply):
-                    raise self._mapped(told)
+                    raise self._refused(told, node)
                 if told is None:
                     what = f"the sentinel at {address_of(*node)} knows no {self._url.master!r}"
                     raise BrokerUnreachable(str(self._url), what)
@@ -103,6 +103,12 @@ class Sentinels:
             self._nodes.sort(key=lambda other: other != node)  # the next time it is asked first
             return _host(bytes(told[0]).decode(), node), int(told[1])
         raise _most_telling(failures)
+
+    def _refused(self, reply: ErrorReply, node: Address) -> AgentlaceError:
+        if "unknown command" not in str(reply):
+            return self._mapped(reply)
+        hint = "name its sentinels in the address, or use redis:// for a single server"
+        return BrokerUnreachable(str(self._url), f"{address_of(*node)} is no sentinel", hint)
 
 
 class SlotMap(NamedTuple):

@@ -4,6 +4,7 @@ import pytest
 
 from agentlace.transport.discovery import slot_of
 from agentlace.transport.keys import ServiceKeys
+from tests.ha.forgotten import check_resend
 from tests.ha.workload import Workload
 from tests.server_groups import Cluster, wait_until
 
@@ -18,10 +19,7 @@ def cluster(tmp_path_factory):
 def whole(cluster):
     """The cluster, whole again after the test."""
     yield cluster
-    for node in cluster.nodes:
-        if not node.is_alive:
-            node.start()
-    cluster.settle()
+    cluster.mend()
 
 
 @pytest.fixture
@@ -82,6 +80,12 @@ def test_a_slot_is_moved_under_load(whole, work, keys, which):
     assert node_of(whole, keys[which]) is not source
     work.goes_on()
     work.finish()
+
+
+def test_what_the_replica_had_not_got_is_sent_again(whole, url, namespace):
+    master = node_of(whole, ServiceKeys(namespace, "trainer", 5557).store("env").prefix)
+    replica = whole.at(master.client.info("replication")["slave0"]["port"])
+    check_resend(url, master, replica)
 
 
 def test_a_replica_takes_over_on_command(whole, work, keys):
