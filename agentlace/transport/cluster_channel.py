@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from agentlace.codec import Frame
 from agentlace.errors import AgentlaceError
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 _STAYING = frozenset({"SSUBSCRIBE", "SUBSCRIBE"})
 """What takes no detour: messages arrive on this channel's own connection."""
 _UNWATCHING = frozenset({"EXEC", "DISCARD", "UNWATCH"})
-_PUBLISHING = frozenset({"SPUBLISH", "PUBLISH"})
 
 
 class ClusterChannel(Channel):
@@ -140,7 +139,7 @@ class ClusterChannel(Channel):
         if reply.code == "MOVED":
             self._note_move()
             return self._watching is None or not self._key
-        return reply.code == "ASK"
+        return _points_elsewhere(reply)
 
     def _note_watch(self, name: str, link: Link | None) -> None:
         if name == "WATCH":
@@ -163,30 +162,23 @@ class ClusterChannel(Channel):
             self._note_watch("EXEC", watched)
             return replies
         replies = super().exchange(commands, timeout_s)
-        refusal = self._common_refusal(commands, replies)
+        refusal = self._common_refusal(replies)
         if refusal is None or watched is not None:
             return replies
         return self._detoured(commands, refusal, timeout_s)[0] or replies
 
-    def _common_refusal(
-        self, commands: Sequence[Command], replies: list[Reply]
-    ) -> ErrorReply | None:
+    def _common_refusal(self, replies: list[Reply]) -> ErrorReply | None:
         """Return what refused a transaction's every key, if it was that."""
-        if isinstance(replies[-1], ErrorReply) and replies[-1].code in ("ASK", "MOVED"):
-            return replies[-1]
-        keyed = [
-            reply
-            for command, reply in zip(commands[1:-1], replies[1:-1], strict=True)
-            if command[0] not in _PUBLISHING or isinstance(reply, ErrorReply)
-        ]
-        first = keyed[0]
-        if not isinstance(first, ErrorReply) or first.code not in ("ASK", "MOVED"):
+        *queued, last = replies[1:]
+        if _points_elsewhere(last):  # Valkey 9 looks for the keys only at the end
+            refusal = last
+        elif _points_elsewhere(queued[0]) and len(set(map(str, queued))) == 1:
+            refusal = queued[0]
+        else:
             return None
-        if any(str(reply) != str(first) for reply in keyed):
-            return None
-        if first.code == "MOVED":
+        if refusal.code == "MOVED":
             self._note_move()
-        return first
+        return refusal
 
     def _note_move(self) -> None:
         self.broker.doubt()
@@ -267,3 +259,7 @@ class ClusterChannel(Channel):
         super().close()
         for other in list(self._others.values()):
             other.close()
+
+
+def _points_elsewhere(reply: Reply) -> TypeGuard[ErrorReply]:
+    return isinstance(reply, ErrorReply) and reply.code in ("ASK", "MOVED")

@@ -240,14 +240,15 @@ class WeightsPublisher:
     def _announce(self, manifest: Manifest) -> None:
         """Move the pointer, tell receivers and drop what nobody needs any more, at once."""
         channel, keys, version = self._channel, self._keys, str(manifest.version)
-        publish = channel.pubsub().publish
+        publish, is_cluster = channel.pubsub().publish, self._broker.url.is_cluster
         pinned = self._watch(manifest)
         frame = manifest.encode()
         small = frame.nbytes <= INLINE_BYTES + (8 << 10)
         commands: list[Command] = [("MULTI",)]
         commands += [("PERSIST", key) for key in manifest.keys]
         commands.append(("SET", keys.weights, frame))
-        commands.append((publish, keys.weights_channel, frame if small else b""))
+        news: list[Command] = [(publish, keys.weights_channel, frame if small else b"")]
+        commands += [] if is_cluster else news
         commands += self._kept.farewell(version, manifest.keys, pinned.versions)
         if pinned.over:
             commands.append(("HDEL", keys.weights_readers, *pinned.over))
@@ -255,6 +256,8 @@ class WeightsPublisher:
         if replies[-1] is None:
             raise BrokerUnreachable(str(self._broker.url), "another trainer publishes as well")
         self._kept.add(version, manifest.keys, pinned.versions)
+        if is_cluster:  # with it in the transaction, Valkey 9 does not look where the keys are
+            channel.checked(channel.exchange(news))
 
     def _watch(self, manifest: Manifest) -> Pinned:
         """Watch the pointer, make sure that it is not of a newer trainer, and read the pins."""
