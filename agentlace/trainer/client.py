@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -81,7 +82,7 @@ class TrainerClient(Client):
         self.config = copy_of(config)
         self.req_rep_client = _RequestSettings(self)
         self._update_lock = threading.RLock()
-        self._update_refrain = Refrain()
+        self._refrains: dict[str, Refrain] = defaultdict(Refrain)
         self._told: dict[str, Retention] = {}
         self._limit_lock = threading.Lock()
         self._last_call = float("-inf")
@@ -159,13 +160,13 @@ class TrainerClient(Client):
             self._check_usable()
             with self._update_lock:
                 self._send(name, from_id, confirm, permit)
-            self._update_refrain.reset()
+            self._refrains[name].reset()
         except FALSE_ERRORS as error:
             self.last_error = error
             if self.strict:
                 raise
-            if self._update_refrain.is_due(error):
-                note = self._update_refrain.note()
+            if self._refrains[name].is_due(error):
+                note = self._refrains[name].note()
                 self._log.warning("update of store %r: %s%s", name, error, note)
         return self.last_error
 

@@ -72,7 +72,7 @@ def mapped(error: Exception, url: BrokerURL) -> AgentlaceError:
         return Passing(str(url), text, hint="")
     if isinstance(error, redis.ResponseError):
         return Refused(text.split(" ", 1)[0], text)
-    return BrokerUnreachable(str(url), text)
+    return BrokerUnreachable(str(url), text, "" if url.has_replicas else BrokerUnreachable.HINT)
 
 
 class Broker:
