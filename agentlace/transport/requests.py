@@ -52,6 +52,8 @@ from agentlace.transport.request_server import (
 
 __all__ = ["Handler", "RequestClient", "RequestServer", "Ticket"]
 
+LEAST_BLOCK_S = 0.002
+"""Redis 6.2 takes a millisecond for none at all, which means without end."""
 NO_SERVER = ""
 """What a repetition says if no server was known when its request was first sent."""
 
@@ -218,7 +220,7 @@ class RequestClient:
         left_ms = int(1000 * min(max(left_s, 0.0), LONG_S)) + 1
         turn = self._turns.get(left_ms)
         if turn is None:
-            slice_s = min(left_ms / 1000, self._channel.slice_s)
+            slice_s = min(max(left_ms / 1000, LEAST_BLOCK_S), self._channel.slice_s)
             envelope = Envelope(("RPUSH", self._keys.requests), (), self._reply_key, slice_s)
             turn = _Turn(envelope, _patience(slice_s, left_ms / 1000))
             keep(self._turns, left_ms, turn, TURNS)
@@ -226,7 +228,7 @@ class RequestClient:
 
     def _pop(self, left_s: float) -> Any:
         """Wait for another reply's bytes; None after a slice."""
-        slice_s = min(max(left_s, 0.001), self._channel.slice_s)
+        slice_s = min(max(left_s, LEAST_BLOCK_S), self._channel.slice_s)
         pop = ("BLPOP", self._reply_key, f"{slice_s:.3f}")
         try:
             return _second(self._channel.call(*pop, timeout_s=_patience(slice_s, left_s)))

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from agentlace.config import BrokerURL
+from agentlace.errors import RequestTimeout
 from agentlace.transport.connection import Broker
 from agentlace.transport.embedded import EmbeddedBroker, Settings
+from agentlace.transport.keys import ServiceKeys
 from agentlace.transport.pubsub import PLAIN
+from agentlace.transport.requests import RequestClient
 from tests.ha.workload import Workload
 from tests.server_groups import Cluster, free_port
 
@@ -59,6 +62,15 @@ def test_a_system_at_work_while_its_broker_is_killed(own_broker, namespace):
         own_broker.start()
         work.goes_on()
         work.finish()
+
+
+@pytest.mark.parametrize("timeout_s", [0.0, 0.001, 0.0015])
+def test_a_call_with_hardly_any_time(own_broker, timeout_s):
+    """Redis 6.2 takes a wait of a millisecond for one without end."""
+    broker = Broker(BrokerURL.parse(str(own_broker.settings.url)))
+    with contextlib.closing(RequestClient(broker, ServiceKeys("ns", "action", 1))) as client:
+        with pytest.raises(RequestTimeout):
+            client.call("act", "key", 1, timeout_s)
 
 
 def test_what_is_not_on_offer_is_done_without(own_broker):
