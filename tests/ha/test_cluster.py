@@ -60,6 +60,7 @@ def test_a_master_is_killed(whole, work, keys, which, caplog):
     dead.kill()
     work.goes_on()
     assert node_of(whole, keys[which]) is not dead
+    work.refuses_a_second_trainer()
     work.finish()
     assert caplog.text.count("update of store") < 20  # of hundreds that failed
 

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from agentlace.config import BrokerURL
-from agentlace.errors import BrokerUnreachable
+from agentlace.errors import BrokerAuthFailed, BrokerUnreachable
 from agentlace.transport.connection import Broker
 from tests.ha.forgotten import check_resend
 from tests.ha.workload import Workload
@@ -38,6 +38,7 @@ def test_the_master_is_killed(whole, url):
         dead.kill()
         work.goes_on()
         assert whole.master is not dead
+        work.refuses_a_second_trainer()
         work.finish()
 
 
@@ -50,6 +51,20 @@ def test_the_first_sentinel_is_dead(whole, url):
     with contextlib.closing(Broker(BrokerURL.parse(url)).channel()) as channel:
         assert channel.call("PING") == b"PONG"
         assert channel.server == ("127.0.0.1", whole.master.port)
+
+
+@pytest.mark.parametrize(("password", "fits"), [("geheim", True), ("falsch", False)])
+def test_sentinels_with_a_password(whole, password, fits, monkeypatch):
+    for sentinel in whole.sentinels:
+        sentinel.ask("ACL", "SETUSER", "watch", "on", ">geheim", "+@all")
+    monkeypatch.setenv("AGENTLACE_SENTINEL_PASSWORD", password)
+    broker = Broker(BrokerURL.parse(f"{whole.url}?sentinel_username=watch"))
+    with contextlib.closing(broker.channel()) as channel:
+        if fits:
+            assert channel.call("PING") == b"PONG"
+            return
+        with pytest.raises(BrokerAuthFailed):
+            channel.call("PING")
 
 
 def test_a_name_that_no_sentinel_knows(whole):

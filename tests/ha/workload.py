@@ -6,6 +6,7 @@ import time
 from collections import Counter
 
 import numpy as np
+import pytest
 
 from agentlace import (
     ActionClient,
@@ -16,6 +17,7 @@ from agentlace import (
     TrainerServer,
 )
 from agentlace.data import DataStoreBase, QueuedDataStore
+from agentlace.errors import AlreadyServed
 from tests.server_groups import wait_until
 
 STORES = ("env", "demo")
@@ -175,6 +177,11 @@ class Workload:
         except AssertionError:
             raise AssertionError(f"these stand still: {behind()}") from None
         assert not self._errors, self._errors
+
+    def refuses_a_second_trainer(self):
+        """The lease is held at the new master as it was at the old one."""
+        with pytest.raises(AlreadyServed):
+            TrainerServer(self._trainer_config, broker=self._url).start(threaded=True)
 
     def finish(self, timeout_s=60.0):
         """Stop working, and check that nothing was lost, doubled or out of order."""
