@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,7 @@ from agentlace.errors import (
     EncodeError,
     StoreFull,
 )
-from agentlace.transport.backoff import Backoff
+from agentlace.transport.backoff import insist
 from agentlace.transport.connection import Channel, Passing, Refused
 from agentlace.transport.keys import JOINED_MAX, StoreKeys
 from agentlace.transport.recent import Recent, Sent
@@ -134,15 +133,8 @@ class Producer:
             ActorReplaced: a newer process uses this actor's identity.
         """
         deadline = time.monotonic() + timeout_s
-        backoff = Backoff()
-        while True:
-            try:
-                return self._flush(deadline)
-            except Passing:  # the stream is being moved, or a replica takes over
-                pause_s = backoff.next_s()
-                if time.monotonic() + pause_s > deadline:
-                    raise
-                threading.Event().wait(pause_s)
+        # It passes that the stream is being moved, or that a replica takes over.
+        insist(lambda: self._flush(deadline), Passing, deadline)
 
     def _flush(self, deadline: float) -> None:
         if not self.pending and not self._in_doubt:
