@@ -65,6 +65,20 @@ def test_a_master_is_killed(whole, work, keys, which, caplog):
     assert caplog.text.count("update of store") < 20  # of hundreds that failed
 
 
+def test_a_master_hangs_and_comes_back(whole, work, keys):
+    """It closes no connection, and for a moment still takes itself for the master."""
+    old = node_of(whole, keys["trainer"])
+    work.has_beaten()  # a heartbeat wakes the others, if it has heard of the server after them
+    old.pause()
+    try:
+        work.goes_on()
+    finally:
+        old.go_on()
+    work.goes_on()
+    assert node_of(whole, keys["trainer"]) is not old
+    work.finish()
+
+
 @pytest.mark.parametrize("which", ["trainer", "robot", "store"])
 def test_a_slot_is_moved_under_load(whole, work, keys, which):
     """Single keys are served all the time; what needs several waits until they are together.

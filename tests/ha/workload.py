@@ -178,6 +178,11 @@ class Workload:
             raise AssertionError(f"these stand still: {behind()}") from None
         assert not self._errors, self._errors
 
+    def has_beaten(self):
+        """Wait for a heartbeat of the trainer that is newer than its connections."""
+        began = time.monotonic()
+        wait_until(lambda: self.trainer._presence._beaten_s > began, what="a heartbeat")
+
     def refuses_a_second_trainer(self):
         """The lease is held at the new master as it was at the old one."""
         with pytest.raises(AlreadyServed):
