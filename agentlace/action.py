@@ -213,7 +213,7 @@ class ActionClient(Client):
         """Return the newest broadcast observation; None if there was none in ten seconds."""
 
         def read() -> Any:
-            with contextlib.closing(self._broker.channel()) as channel:
+            with contextlib.closing(self._broker.channel(key=self._keys.prefix)) as channel:
                 newest = read_newest(channel, self._keys)
                 return None if newest is None else newest.tree
 

@@ -12,8 +12,11 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from agentlace.errors import AgentlaceError, ConfigMismatch
 
-SCHEMES = ("redis", "rediss", "unix", "memory")
+SENTINEL_SCHEMES = ("redis+sentinel", "rediss+sentinel")
+CLUSTER_SCHEMES = ("redis+cluster", "rediss+cluster")
+SCHEMES = ("redis", "rediss", "unix", "memory", *SENTINEL_SCHEMES, *CLUSTER_SCHEMES)
 DEFAULT_PORT = 6379
+DEFAULT_SENTINEL_PORT = 26379
 DEFAULT_NAMESPACE = "default"
 
 
@@ -107,9 +110,14 @@ class BrokerURL:
     """Where the broker is, and which namespace of it is ours. Never shows its password.
 
     Attributes:
-        scheme: ``redis``, ``rediss`` (TLS), ``unix``, or ``memory`` (in this process).
-        host: host name, or the name of an in-process broker.
+        scheme: ``redis``, ``unix``, or ``memory`` (in this process); ``redis+sentinel`` and
+            ``redis+cluster``, where several servers are the broker. ``rediss`` for TLS.
+        host: host name, or the name of an in-process broker; the first one of ``nodes``.
         port: TCP port.
+        nodes: hosts and ports of the sentinels, or of some of the cluster's nodes.
+        master: the name under which the sentinels know the broker.
+        sentinel_username: of the sentinels themselves, if they have users of their own.
+        sentinel_password: of the sentinels themselves, if they have one.
         path: of the Unix socket.
         db: number of the Redis database.
         namespace: prefix of every key; services of different namespaces never meet.
@@ -125,10 +133,17 @@ class BrokerURL:
     db: int = 0
     namespace: str = DEFAULT_NAMESPACE
     options: tuple[tuple[str, str], ...] = ()
+    nodes: tuple[tuple[str, int], ...] = ()
+    master: str = ""
+    sentinel_username: str | None = None
+    sentinel_password: str | None = field(default=None, repr=False)
 
     @classmethod
     def parse(cls, url: str) -> BrokerURL:
         """Parse ``redis://user:password@host:port/db?ns=namespace`` and its kin.
+
+        Those of several servers are ``redis+sentinel://host:port,host:port/master/db`` and
+        ``redis+cluster://host:port,host:port``.
 
         Raises:
             ValueError: not such an address; the message does not repeat a password.
@@ -140,25 +155,46 @@ class BrokerURL:
                 f"broker address with scheme {parts.scheme!r}: use one of "
                 + ", ".join(f"{scheme}://" for scheme in SCHEMES)
             )
+        nodes, path = _nodes_of(parts.netloc, parts.scheme), parts.path.strip("/")
+        master = ""
+        if parts.scheme in SENTINEL_SCHEMES:
+            master, _, path = path.partition("/")
+            if not master:
+                raise ValueError(
+                    "broker address without the name under which its sentinels know it: "
+                    "redis+sentinel://host:26379,host:26379/NAME"
+                )
         options = dict(parse_qsl(parts.query))
         namespace = options.pop("ns", os.environ.get("AGENTLACE_NAMESPACE", DEFAULT_NAMESPACE))
-        db = options.pop("db", "" if parts.scheme == "unix" else parts.path.strip("/")) or "0"
+        sentinel_username = options.pop("sentinel_username", None)
+        db = options.pop("db", "" if parts.scheme == "unix" else path) or "0"
         if not namespace or set(namespace) & set("{}"):
             raise ValueError(f"namespace {namespace!r} must not be empty or contain braces")
         try:
-            port, number = parts.port or DEFAULT_PORT, int(db)
+            host, port = nodes[0] if nodes else (parts.hostname, parts.port)
+            number = int(db)
         except ValueError:
             raise ValueError("broker address with a bad port or database number") from None
+        if number and parts.scheme in CLUSTER_SCHEMES:
+            raise ValueError(f"database {number} of a cluster, which has only 0: use ?ns= instead")
         return cls(
             scheme=parts.scheme,
-            host=parts.hostname or "localhost",
-            port=port,
+            host=host or "localhost",
+            port=port or DEFAULT_PORT,
             path=unquote(parts.path) if parts.scheme == "unix" else "",
             username=unquote(parts.username) if parts.username else None,
-            password=unquote(parts.password) if parts.password else _password_from_environment(),
+            password=(
+                unquote(parts.password)
+                if parts.password
+                else _from_environment("AGENTLACE_PASSWORD")
+            ),
             db=number,
             namespace=namespace,
             options=tuple(options.items()),
+            nodes=nodes,
+            master=unquote(master),
+            sentinel_username=sentinel_username,
+            sentinel_password=_from_environment("AGENTLACE_SENTINEL_PASSWORD") if master else None,
         )
 
     @classmethod
@@ -176,6 +212,26 @@ class BrokerURL:
         """Whether a server may start the embedded broker at this address."""
         return self.scheme == "redis" and self.host in ("localhost", "127.0.0.1", "::1")
 
+    @property
+    def has_sentinels(self) -> bool:
+        """Whether sentinels say which server is the broker."""
+        return self.scheme in SENTINEL_SCHEMES
+
+    @property
+    def is_cluster(self) -> bool:
+        """Whether the broker is a cluster, each node of which has some of the keys."""
+        return self.scheme in CLUSTER_SCHEMES
+
+    @property
+    def has_replicas(self) -> bool:
+        """Whether a replica takes over for a server that dies, perhaps without its last writes."""
+        return self.has_sentinels or self.is_cluster
+
+    @property
+    def has_tls(self) -> bool:
+        """Whether connections to the broker are encrypted."""
+        return self.scheme.startswith("rediss")
+
     def __str__(self) -> str:
         """Return the address without its password."""
         user = f"{quote(self.username)}:***@" if self.username else ""
@@ -185,17 +241,45 @@ class BrokerURL:
         elif self.scheme == "memory":
             where = self.host
         else:
-            where = f"{user}{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+            nodes = self.nodes or ((self.host, self.port),)
+            where = user + ",".join(map(address_of, *zip(*nodes, strict=True)))
+            where += f"/{quote(self.master)}" if self.master else ""
         db = f"/{self.db}" if self.db and self.scheme != "unix" else ""
         ns = f"?ns={self.namespace}" if self.namespace != DEFAULT_NAMESPACE else ""
         return f"{self.scheme}://{where}{db}{ns}"
 
 
-def _password_from_environment() -> str | None:
-    if password := os.environ.get("AGENTLACE_PASSWORD"):
+def address_of(host: str, port: int) -> str:
+    """Return ``host:port``, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _nodes_of(netloc: str, scheme: str) -> tuple[tuple[str, int], ...]:
+    """Return the hosts and ports of an address that may name several; none of any other."""
+    if scheme not in (*SENTINEL_SCHEMES, *CLUSTER_SCHEMES):
+        return ()
+    usual = DEFAULT_SENTINEL_PORT if scheme in SENTINEL_SCHEMES else DEFAULT_PORT
+    found = []
+    for number, node in enumerate(netloc.rpartition("@")[2].split(","), 1):
+        parts = urlsplit(f"//{node.strip()}")
+        try:
+            host, port = parts.hostname, parts.port or usual
+        except ValueError:
+            host, port = None, usual
+        if not host:
+            raise ValueError(
+                f"broker address whose node {number} is no host and port: write host:port,host:port"
+            )
+        found.append((host, port))
+    return tuple(found)
+
+
+def _from_environment(name: str) -> str | None:
+    """Return the password in a variable, or in the file that ``<name>_FILE`` names."""
+    if password := os.environ.get(name):
         return password
-    if path := os.environ.get("AGENTLACE_PASSWORD_FILE"):
-        return read_password(path, "AGENTLACE_PASSWORD_FILE")
+    if path := os.environ.get(f"{name}_FILE"):
+        return read_password(path, f"{name}_FILE")
     return None
 
 

@@ -1,4 +1,4 @@
-"""Real brokers for the tests: the embedded Valkey over TCP and its Unix socket, and in-process."""
+"""Real brokers for the tests: Valkey over TCP, its Unix socket, a cluster of it; in-process."""
 
 import signal
 import socket
@@ -9,6 +9,7 @@ import pytest
 from agentlace.config import BrokerURL
 from agentlace.transport.connection import Broker
 from agentlace.transport.embedded import EmbeddedBroker, Settings
+from tests.server_groups import Cluster
 
 # A shell lets its background jobs ignore Ctrl-C, and they their children: some tests send it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -28,6 +29,13 @@ def embedded_broker():
         yield broker
 
 
+@pytest.fixture(scope="session")
+def session_cluster(tmp_path_factory):
+    """Three masters for the whole session; tests keep apart by namespace."""
+    with Cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
+
+
 @pytest.fixture
 def namespace():
     return f"t{uuid.uuid4().hex[:10]}"
@@ -42,11 +50,18 @@ def broker_url(embedded_broker, namespace):
 @pytest.fixture(params=["redis", "unix", "memory"])
 def any_broker_url(request, embedded_broker, namespace):
     """Addresses of every kind of broker, one test run each."""
+    return broker_url_of(request, embedded_broker, namespace)
+
+
+def broker_url_of(request, embedded_broker, namespace):
+    """Return the address of the kind of broker that a fixture's parameter names."""
     if request.param == "memory":
         pytest.importorskip("fakeredis", reason="memory:// needs the extra 'memory'")
         return f"memory://{namespace}"
     if request.param == "unix":
         return f"unix://{embedded_broker.settings.socket_path}?ns={namespace}"
+    if request.param == "cluster":
+        return f"{request.getfixturevalue('session_cluster').url}?ns={namespace}"
     return request.getfixturevalue("broker_url")
 
 

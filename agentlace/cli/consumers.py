@@ -80,7 +80,7 @@ def forget(
                 "trimmed before that"
             )
         for keys, state in mine:
-            lag.forget(channel, keys, name)
+            lag.forget(channel.at(keys.prefix), keys, name)
             typer.echo(
                 f"store {keys.name!r}: forgot consumer {name!r}, which was {state.behind:,} "
                 "transitions behind"
@@ -102,7 +102,7 @@ def _found(
     channel: Channel, url: BrokerURL, store: str | None
 ) -> Iterator[tuple[StoreKeys, list[ConsumerState]]]:
     for keys in lag.stores(channel, url.namespace, store):
-        yield keys, lag.consumer_states(channel, keys)
+        yield keys, lag.consumer_states(channel.at(keys.prefix), keys)
 
 
 def _as_json(state: ConsumerState) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def _config_of(
         PeerAbsent: none runs, and it is not to be waited for.
     """
     keys = ServiceKeys(url.namespace, "trainer", port)
-    with contextlib.closing(Broker(url).channel(CONNECT_TIMEOUT_S)) as channel:
+    with contextlib.closing(Broker(url).channel(CONNECT_TIMEOUT_S, keys.prefix)) as channel:
         while (server := presence.read_peer(channel, keys.server)) is None:
             if not wait:
                 raise presence.absent(channel, keys)

@@ -48,7 +48,7 @@ class Attendance:
         self._keys = keys
         self._scribe = scribe
         self._settings = settings
-        self._channel = broker.channel()
+        self._channel = broker.channel(key=keys.prefix)
         self._connects = 0
         self._backoff = Backoff()
         self._next = 0.0

@@ -24,6 +24,7 @@ from agentlace.transport import presence
 from agentlace.transport.connection import Broker
 from agentlace.transport.consumer import Consumer
 from agentlace.transport.keys import ServiceKeys
+from agentlace.transport.lag import forget as forget_consumer
 from agentlace.transport.streams import StreamId
 
 log = logging.getLogger(__name__)
@@ -240,8 +241,7 @@ class Recorder:
         with contextlib.closing(self._broker.channel()) as channel:
             for store in self.stores:
                 keys = self._keys.store(store)
-                channel.call("SREM", keys.consumers, self.consumer_name)
-                channel.call("DEL", keys.cursor(self.consumer_name))
+                forget_consumer(channel.at(keys.prefix), keys, self.consumer_name)
 
     def __enter__(self) -> Recorder:
         """Start."""

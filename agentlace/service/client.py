@@ -74,7 +74,7 @@ class Client:
         self._url = BrokerURL.resolve(broker, server_ip)
         self._keys = ServiceKeys(self._url.namespace, kind, config.port_number)
         self._description = described(config)
-        self._broker = Broker(self._url)
+        self._broker = Broker(self._url, self._keys.prefix)
         self._server: presence.Info | None = None
         self._log = logging.getLogger(f"agentlace.{kind}")
         self._stopping = threading.Event()
@@ -101,7 +101,9 @@ class Client:
         """
         deadline = time.monotonic() + CONNECT_TIMEOUT_S
         next_log = time.monotonic() + 1.0
-        with contextlib.closing(self._broker.channel(CONNECT_TIMEOUT_S)) as channel:
+        with contextlib.closing(
+            self._broker.channel(CONNECT_TIMEOUT_S, self._keys.prefix)
+        ) as channel:
             while True:
                 error = self._look_for_server(channel)
                 if error is None:
@@ -186,7 +188,7 @@ class Client:
         if not isinstance(error, RequestTimeout) or error.started is not False:
             return error
         try:
-            with contextlib.closing(self._broker.channel(1.0)) as channel:
+            with contextlib.closing(self._broker.channel(1.0, self._keys.prefix)) as channel:
                 if presence.read_peer(channel, self._keys.server) is None:
                     return presence.absent(channel, self._keys)
         except AgentlaceError:

@@ -59,7 +59,7 @@ class Server:
             if self._broker is None:
                 if self._url.scheme != "memory":
                     embedded.ensure(self._url)
-                self._broker = Broker(self._url)
+                self._broker = Broker(self._url, self._keys.prefix)
                 self._broker.now_ms()
             return self._broker
 

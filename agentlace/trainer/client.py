@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -87,11 +88,11 @@ class TrainerClient(PausableClient, EpisodeMarks):
         self.config = copy_of(config)
         self.req_rep_client = RequestSettings(self)
         self._update_lock = threading.RLock()
-        self._update_refrain = Refrain()
+        self._refrains: dict[str, Refrain] = defaultdict(Refrain)
         self._told: dict[str, Retention] = {}
         self._limit_lock = threading.Lock()
         self._last_call = float("-inf")
-        self._stream_channel = self._broker.channel()
+        self._stream_channel = self._broker.channel(key=self._keys.prefix)
         self._receivers: list[WeightsReceiver] = []
         self._async_update = AsyncUpdate(self.update)
         stores = dict(data_stores)
@@ -169,13 +170,13 @@ class TrainerClient(PausableClient, EpisodeMarks):
             self._check_usable()
             with self._update_lock:
                 self._send(name, from_id, confirm, permit)
-            self._update_refrain.reset()
+            self._refrains[name].reset()
         except FALSE_ERRORS as error:
             self.last_error = error
             if self.strict:
                 raise
-            if self._update_refrain.is_due(error):
-                note = self._update_refrain.note()
+            if self._refrains[name].is_due(error):
+                note = self._refrains[name].note()
                 self._log.warning("update of store %r: %s%s", name, error, note)
         return self.last_error
 
@@ -352,8 +353,7 @@ class TrainerClient(PausableClient, EpisodeMarks):
     def _last_update(self, had_async: bool) -> None:
         pending = any(outbox.producer.pending for outbox in self._outboxes.values())
         channel = self._stream_channel
-        is_lost = channel.connects and not channel.is_connected
-        if (had_async or pending) and not is_lost:
+        if (had_async or pending) and not channel.is_lost:
             for name in self._outboxes:  # the last one is not counted against rate_limit
                 with contextlib.suppress(AgentlaceError):
                     self._update(name, -1, False, lambda: None)

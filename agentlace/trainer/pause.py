@@ -66,7 +66,7 @@ class PauseWatch:
         with self._starting:
             if self._thread is None and not self._stop.is_set():
                 self._subscription = Subscription(self._broker, self._keys.pause_channel)
-                self._channel = self._broker.channel()
+                self._channel = self._broker.channel(key=self._keys.prefix)
                 self.state.tell(pause_of(self._server()))
                 args = (self._subscription, self._channel)
                 self._thread = threading.Thread(
@@ -141,7 +141,7 @@ class PauseSwitch:
         if not presence.info.get(FIELD):
             self._count += 1
             presence.info[FIELD] = f"{presence.info['token']}:{self._count}"
-        with contextlib.closing(broker.channel()) as channel:
+        with contextlib.closing(broker.channel(key=self._keys.prefix)) as channel:
             self._tell(channel, presence)
             while True:
                 present = self._roll.present(channel)
@@ -153,12 +153,12 @@ class PauseSwitch:
     def resume(self, broker: Broker, presence: Presence) -> None:
         """End the pause; if there is none, nothing happens."""
         if presence.info.pop(FIELD, None):
-            with contextlib.closing(broker.channel()) as channel:
+            with contextlib.closing(broker.channel(key=self._keys.prefix)) as channel:
                 self._tell(channel, presence)
 
     def _tell(self, channel: Channel, presence: Presence) -> None:
         presence.beat()
-        channel.call("PUBLISH", self._keys.pause_channel, "")
+        channel.call(channel.pubsub().publish, self._keys.pause_channel, "")
 
     def tidy(self, channel: Channel) -> None:
         """Strike off the roll who is gone, from time to time; called at each heartbeat."""

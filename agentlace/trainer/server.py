@@ -114,7 +114,8 @@ class TrainerServer(Server):
         broker = self._connected()
         with self._publisher_lock:
             if self._publisher is None:
-                self._publisher = WeightsPublisher(broker, self._keys, self._published_before)
+                after, began_ms = self._published_before, self._began_ms
+                self._publisher = WeightsPublisher(broker, self._keys, after, began_ms)
             publisher = self._publisher
         return publisher.publish(payload)
 

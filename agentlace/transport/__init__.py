@@ -4,8 +4,14 @@
 
     keys.py                 every key's name, type, bound and expiry
     connection.py           where the broker is; the only module that knows redis-py's errors
+    refusals.py             what the broker's refusals mean
+    discovery.py            which server to connect to, of a cluster or under sentinels
+    encounters.py           which server each channel has met
+    clock.py                the broker's clock, as seen from here
     link.py                 one connection's socket, and its timeouts
     channel.py              what is said on one connection
+    cluster_channel.py      the same with the node of a cluster that has the keys
+    pubsub.py               what publish and subscribe are called
     resp.py                 the wire protocol
     envelope.py             a frame between commands that are the same again and again
     pool.py                 memory of large replies, used again

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class Backoff:
@@ -30,6 +35,19 @@ class Backoff:
         """Whether a failure differs from the one before: an outage needs one line in the log."""
         before, self._failure = self._failure, f"{type(failure)} {failure}"
         return before != self._failure
+
+
+def insist(call: Callable[[], T], passing: type[Exception], deadline: float) -> T:
+    """Return a call's result, trying again after errors that pass until a monotonic time."""
+    backoff = Backoff()
+    while True:
+        try:
+            return call()
+        except passing:
+            pause_s = backoff.next_s()
+            if time.monotonic() + pause_s > deadline:
+                raise
+            threading.Event().wait(pause_s)
 
 
 class Refrain:

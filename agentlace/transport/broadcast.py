@@ -32,7 +32,7 @@ class BroadcastPublisher:
 
     def __init__(self, broker: Broker, keys: ServiceKeys, token: str) -> None:
         self._keys = keys
-        self._channel = broker.channel(PUBLISH_TIMEOUT_S)
+        self._channel = broker.channel(PUBLISH_TIMEOUT_S, keys.prefix)
         self._lock = threading.Lock()
         self._token = token
         self.published = 0
@@ -51,7 +51,7 @@ class BroadcastPublisher:
             message = frame if frame.nbytes <= INLINE_BYTES else b""
             commands: list[Any] = [
                 ("SET", self._keys.newest_obs, frame, "PX", NEWEST_MS),
-                ("PUBLISH", self._keys.obs_channel, message),
+                (self._channel.pubsub().publish, self._keys.obs_channel, message),
             ]
             self._channel.checked(self._channel.exchange(commands, PUBLISH_TIMEOUT_S))
 
@@ -78,7 +78,7 @@ class BroadcastWatcher:
     ) -> None:
         self._keys = keys
         self._callback = callback
-        self._channel = broker.channel()
+        self._channel = broker.channel(key=keys.prefix)
         self._subscription = Subscription(broker, keys.obs_channel)
         self._stop = threading.Event()
         self._last: tuple[str, int] | None = None

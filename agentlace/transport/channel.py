@@ -7,8 +7,6 @@ again after its connection was lost.
 from __future__ import annotations
 
 import contextlib
-import select
-import socket
 import threading
 import time
 from collections.abc import Sequence
@@ -19,7 +17,8 @@ from agentlace.errors import AgentlaceError, BrokerUnreachable, Closed
 from agentlace.transport import resp
 from agentlace.transport.backoff import Backoff
 from agentlace.transport.envelope import Envelope
-from agentlace.transport.link import Link, in_steps, process_number
+from agentlace.transport.link import LEAST_S, Address, Link, in_steps, process_number
+from agentlace.transport.pubsub import PLAIN, PubSub
 from agentlace.transport.resp import Command, ErrorReply, Reply
 
 if TYPE_CHECKING:
@@ -31,8 +30,6 @@ SLICE_S = 1.0
 """Blocking reads wait no longer than this at a time, so that a dead broker is noticed."""
 MARGIN_S = 2.0
 """An answer that is so much later than it could be counts as a lost connection."""
-LEAST_S = 0.5
-"""However soon its owner's deadline, an answer of the broker is awaited for so long."""
 PATIENCE_S = 10.0
 """An answer that its asker no longer waits for may be so late before the connection is lost."""
 
@@ -71,6 +68,34 @@ class Channel:
     def is_connected(self) -> bool:
         """Whether there is a connection, as far as is known."""
         return self._link is not None
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether there was a connection, and there is none now."""
+        return bool(self.connects) and self._link is None
+
+    @property
+    def server(self) -> Address | None:
+        """Return the address of the server at the other end, None while there is none."""
+        link = self._link
+        return None if link is None else link.address
+
+    @property
+    def home(self) -> str:
+        """Return what tells channels apart that lead to different servers of one broker."""
+        return ""
+
+    def at(self, key: str) -> Channel:
+        """Return the channel to use for a key: this one, unless another server has the key."""
+        return self
+
+    def everywhere(self) -> list[Channel]:
+        """Return channels that together lead to all keys, for commands without a key."""
+        return [self]
+
+    def pubsub(self) -> PubSub:
+        """Return what publish and subscribe are called at this broker."""
+        return PLAIN
 
     def be_back_within(self, seconds: float) -> None:
         """Bound what follows by an owner's deadline, but leave it LEAST_S at least.
@@ -180,27 +205,10 @@ class Channel:
     def wait(self, timeout_s: float) -> bool:
         """Wait until a reply can be received; False if none came in time."""
         link = self._current()
-        if link.reader.has_data or (hasattr(link.sock, "pending") and link.sock.pending()):
-            return True
-        if link.is_plain and timeout_s >= LEAST_S:
-            return self._filled(link, in_steps(timeout_s))
         try:
-            poller = select.poll()
-            poller.register(link.sock, select.POLLIN)
-            return bool(poller.poll(timeout_s * 1000))
-        except (OSError, ValueError) as error:  # it was closed from another thread
-            raise self._lost(error) from error
-
-    def _filled(self, link: Link, timeout_s: float) -> bool:
-        """Receive what comes next, as :meth:`receive` would anyway: one system call, not two."""
-        try:
-            link.limit(timeout_s, 1)
-            link.reader.fill()
-        except BlockingIOError:
-            return False
-        except BaseException as error:
+            return link.wait(timeout_s)
+        except BaseException as error:  # perhaps it was closed from another thread
             self._give_up(error)
-        return True
 
     def settle(self, timeout_s: float) -> None:
         """Wait for the replies that are owed to the last :meth:`send`.
@@ -285,14 +293,20 @@ class Channel:
 
         Unlike :meth:`interrupt` this loses nothing that the command may just have popped.
         """
-        link = self._link
+        link = self._blocked()
         if link is None or link.client_id is None:
             return self.interrupt()
         try:
-            with contextlib.closing(self.broker.channel(1.0)) as helper:
-                helper.call("CLIENT", "UNBLOCK", link.client_id, timeout_s=1.0)
-        except AgentlaceError:
+            with contextlib.closing(self.broker.open(1.0, at=link.address)) as helper:
+                (reply,) = helper.ask([("CLIENT", "UNBLOCK", link.client_id)], 1.0)
+        except (AgentlaceError, OSError, resp.ProtocolError):
+            reply = None
+        if not isinstance(reply, int):
             self.interrupt()
+
+    def _blocked(self) -> Link | None:
+        """Return the connection on which this channel's thread may be waiting."""
+        return self._link
 
     def interrupt(self) -> None:
         """Wake the thread that connects or reads with this channel: what it does fails."""
@@ -300,8 +314,7 @@ class Channel:
             self._interrupts += 1
             link = self._link
         if link is not None:
-            with contextlib.suppress(OSError):
-                link.sock.shutdown(socket.SHUT_RDWR)
+            link.shutdown()
 
     def close(self) -> None:
         """Close for good; a thread that reads from this channel wakes with Closed."""

@@ -1,6 +1,6 @@
 """Connections to the broker; the only module that knows redis-py.
 
-A :class:`Broker` is an address and what was learned about it (its clock, its Unix socket).
+A :class:`Broker` is an address and what was learned about it (its clock, Unix socket, servers).
 redis-py opens its connections, and every error of redis-py or the socket comes out as one of
 :mod:`agentlace.errors`. What is said on a connection is a :class:`Channel`'s business.
 """
@@ -11,7 +11,7 @@ import contextlib
 import socket
 import threading
 import time
-import weakref
+from functools import partial
 from typing import Any
 
 import redis
@@ -23,15 +23,21 @@ from agentlace.errors import (
     AgentlaceError,
     BrokerAuthFailed,
     BrokerUnreachable,
-    StoreFull,
 )
 from agentlace.transport.channel import CONNECT_TIMEOUT_S, MARGIN_S, Channel
-from agentlace.transport.link import Link
+from agentlace.transport.clock import Clock
+from agentlace.transport.cluster_channel import ClusterChannel
+from agentlace.transport.discovery import Cluster, Sentinels
+from agentlace.transport.encounters import Encounters
+from agentlace.transport.link import Address, Link
+from agentlace.transport.refusals import Passing, Refused, mapped_refusal
 from agentlace.transport.resp import ErrorReply, ReplyReader
 
-__all__ = ["CONNECT_TIMEOUT_S", "MARGIN_S", "Broker", "Channel", "Refused", "mapped"]
+__all__ = ["CONNECT_TIMEOUT_S", "MARGIN_S", "Broker", "Channel", "Passing", "Refused", "mapped"]
 
 SOCKET_BUFFER_BYTES = 4 << 20
+UNIX_SOCKET = 0
+"""The port of an address that is a path."""
 
 Connection = Any
 """A redis-py connection; its classes are only partly typed."""
@@ -42,18 +48,13 @@ _AUTH_ERRORS = (
     redis.exceptions.AuthorizationError,
     redis.exceptions.NoPermissionError,
 )
-_RETRY_ERRORS = (redis.ReadOnlyError, redis.exceptions.ClusterError, redis.exceptions.TryAgainError)
-_AUTH_CODES = frozenset({"NOAUTH", "WRONGPASS", "NOPERM", "DENIED"})
-_RETRY_CODES = frozenset({"LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "READONLY"})
-_FULL_CODES = frozenset({"OOM", "MISCONF"})
-
-
-class Refused(AgentlaceError):
-    """The broker refused a command; ``code`` is the first word of its answer."""
-
-    def __init__(self, code: str, text: str) -> None:
-        self.code = code
-        super().__init__(f"the broker refused a command: {text}")
+_RETRY_ERRORS = (
+    redis.BusyLoadingError,
+    redis.ReadOnlyError,
+    redis.exceptions.ClusterError,
+    redis.exceptions.MasterDownError,
+    redis.exceptions.TryAgainError,
+)
 
 
 def mapped(error: Exception, url: BrokerURL) -> AgentlaceError:
@@ -62,51 +63,58 @@ def mapped(error: Exception, url: BrokerURL) -> AgentlaceError:
         return error
     text = str(error) or type(error).__name__
     if isinstance(error, ErrorReply):
-        return _mapped_reply(error.code, text, url)
+        return mapped_refusal(error.code, text, url)
     if isinstance(error, _AUTH_ERRORS):
         return BrokerAuthFailed(str(url), text)
     if isinstance(error, redis.OutOfMemoryError):
-        return _mapped_reply("OOM", text, url)
-    if isinstance(error, redis.ResponseError) and not isinstance(error, _RETRY_ERRORS):
+        return mapped_refusal("OOM", text, url)
+    if isinstance(error, _RETRY_ERRORS):
+        return Passing(str(url), text, hint="")
+    if isinstance(error, redis.ResponseError):
         return Refused(text.split(" ", 1)[0], text)
-    return BrokerUnreachable(str(url), text)
-
-
-def _mapped_reply(code: str, text: str, url: BrokerURL) -> AgentlaceError:
-    if code in _AUTH_CODES:
-        return BrokerAuthFailed(str(url), text)
-    if code in _RETRY_CODES:
-        return BrokerUnreachable(str(url), text)
-    if code in _FULL_CODES:
-        return StoreFull(
-            f"the broker at {url} has no room ({text}): start or speed up the consumers of its "
-            "streams, or raise its maxmemory"
-        )
-    return Refused(code, text)
+    return BrokerUnreachable(str(url), text, "" if url.has_replicas else BrokerUnreachable.HINT)
 
 
 class Broker:
-    """An address, and what was learned about the broker there."""
+    """An address, and what was learned about the broker there.
 
-    def __init__(self, url: BrokerURL) -> None:
+    Args:
+        url: the address.
+        home: a key, of the node of a cluster whose clock counts.
+    """
+
+    def __init__(self, url: BrokerURL, home: str = "") -> None:
         self.url = url
+        self._home = home
         self._lock = threading.Lock()
         self._socket_path: str | None = None
-        self._looked_for_socket = url.scheme in ("unix", "rediss", "memory")
-        self._offset_ms: float | None = None
-        self._channels: weakref.WeakSet[Channel] = weakref.WeakSet()
-        self._run = b""
-        self.clock_error_ms = 0.0
+        self._looked_for_socket = url.scheme != "redis"
+        self._servers: Cluster | Sentinels | None = None
+        if url.is_cluster:
+            self._servers = Cluster(url, self._link_to, self.mapped)
+        elif url.has_sentinels:
+            ask = partial(self._link_to, sentinel=True)
+            self._servers = Sentinels(url, self._link_to, ask, self.mapped)
+        self._clock = Clock()
+        self._encounters = Encounters()
 
-    def channel(self, connect_timeout_s: float = CONNECT_TIMEOUT_S) -> Channel:
-        """Return a new channel; it connects when it is first used."""
+    def channel(self, connect_timeout_s: float = CONNECT_TIMEOUT_S, key: str = "") -> Channel:
+        """Return a new channel; it connects when it is first used.
+
+        Args:
+            connect_timeout_s: how long an attempt to connect may take.
+            key: a key of those that it is for, all of one hash tag. Without one it serves every
+                key, but in a cluster most of them by way of another node.
+        """
         if self.url.scheme == "memory":
             from agentlace.transport.memory import MemoryChannel
 
             return MemoryChannel(self, connect_timeout_s)
-        channel = Channel(self, connect_timeout_s)
-        with self._lock:
-            self._channels.add(channel)
+        if self.url.is_cluster:
+            channel: Channel = ClusterChannel(self, connect_timeout_s, key)
+        else:
+            channel = Channel(self, connect_timeout_s)
+        self._encounters.add(channel)
         return channel
 
     def meet(self, channel: Channel, seen_s: float) -> None:
@@ -125,58 +133,65 @@ class Broker:
             run = _run_of(channel.call("INFO", "server"))
         except (BrokerAuthFailed, Refused):
             return
-        before, self._run = self._run, run
-        if not before or before == run:
-            return
-        with self._lock:
-            channels = list(self._channels)
-        for other in channels:
-            if other.is_connected and other.connected_s <= seen_s:
-                other.interrupt()
+        self._encounters.note(channel, run, seen_s)
 
     def now_ms(self) -> float:
         """Return the broker's time in milliseconds since the epoch, as measured from here.
 
-        It is at most :attr:`clock_error_ms` off, plus the drift since :meth:`measure_clock`.
+        It is at most :attr:`clock_error_ms` off, plus the drift since :meth:`measure_clock`. Of
+        a cluster it is the time of the node that has the key ``home``.
         """
-        offset_ms = self._offset_ms
-        if offset_ms is None:
-            return self.at_ms(time.monotonic())
-        return time.monotonic() * 1000 + offset_ms
+        return self._measured_clock().at_ms(time.monotonic())
 
     def at_ms(self, moment_s: float) -> float:
         """Return the broker's time, likewise, at a moment of this machine's monotonic clock."""
-        if self._offset_ms is None:
-            with contextlib.closing(self.channel()) as channel:
-                self.measure_clock(channel)
-        assert self._offset_ms is not None
-        return moment_s * 1000 + self._offset_ms
+        return self._measured_clock().at_ms(moment_s)
 
-    def measure_clock(self, channel: Channel, samples: int = 5) -> None:
-        """Measure the broker's clock; the sample with the shortest round trip counts."""
-        measured = []
-        for _ in range(samples):
-            before = time.monotonic() * 1000
-            seconds, micros = channel.call("TIME")
-            after = time.monotonic() * 1000
-            middle = (before + after) / 2
-            measured.append((after - before, int(seconds) * 1000 + int(micros) / 1000 - middle))
-        round_trip_ms, self._offset_ms = min(measured)
-        self.clock_error_ms = round_trip_ms / 2
+    def _measured_clock(self) -> Clock:
+        if not self._clock.is_measured:
+            with contextlib.closing(self.channel(key=self._home)) as channel:
+                self._clock.measure(channel)
+        return self._clock
 
-    def open(self, timeout_s: float) -> Link:
+    @property
+    def clock_error_ms(self) -> float:
+        """How far off :meth:`now_ms` may be; 0 before the clock was measured."""
+        return self._clock.error_ms
+
+    def measure_clock(self, channel: Channel) -> None:
+        """Measure the clock of the server at the channel's other end."""
+        self._clock.measure(channel)
+
+    def follow_clock(self, channel: Channel) -> bool:
+        """Measure the clock if the channel leads to another server now; whether it does."""
+        return self._clock.follow(channel)
+
+    def open(self, timeout_s: float, key: str = "", at: Address | None = None) -> Link:
         """Return a new connection, over the broker's Unix socket if it is on this machine.
+
+        Args:
+            timeout_s: how long each step of it may take.
+            key: of a cluster's nodes, the one that has this key.
+            at: of several servers, this one.
 
         Raises:
             AgentlaceError: there is none; no other error comes out.
         """
+        if self._servers is not None:
+            return self._link_to(at, timeout_s) if at else self._servers.open(key, timeout_s)
         try:
-            connection = self._connected(timeout_s)
-            try:
-                return _linked(connection)
-            except BaseException:
-                connection.disconnect()
-                raise
+            return _linked(self._connected(timeout_s))
+        except Exception as error:
+            raise self.mapped(error) from error
+
+    def doubt(self) -> None:
+        """Take note that keys may have moved to other servers."""
+        if isinstance(self._servers, Cluster):
+            self._servers.doubt()
+
+    def _link_to(self, server: Address, timeout_s: float, sentinel: bool = False) -> Link:
+        try:
+            return _linked(self._connect(server, timeout_s, sentinel))
         except Exception as error:
             raise self.mapped(error) from error
 
@@ -185,40 +200,39 @@ class Broker:
         return mapped(error, self.url)
 
     def _connected(self, timeout_s: float) -> Connection:
+        url = self.url
         with self._lock:
             path = self._socket_path
         if path:
             with contextlib.suppress(redis.RedisError, OSError):
-                return self._connect(path, timeout_s)
+                return self._connect((path, UNIX_SOCKET), timeout_s)
             with self._lock:  # it may have been started anew elsewhere: look again
                 self._socket_path, self._looked_for_socket = None, False
-        connection = self._connect(None, timeout_s)
+        server = (url.path, UNIX_SOCKET) if url.scheme == "unix" else (url.host, url.port)
+        connection = self._connect(server, timeout_s)
         if not self._looked_for_socket:
             self._looked_for_socket = True
             return self._moved_to_socket(connection, timeout_s)
         return connection
 
-    def _connect(self, path: str | None, timeout_s: float) -> Connection:
-        url = self.url
+    def _connect(self, server: Address, timeout_s: float, sentinel: bool = False) -> Connection:
+        url, (host, port) = self.url, server
         kwargs: dict[str, Any] = dict(
-            db=url.db,
-            username=url.username,
-            password=url.password,
+            db=0 if sentinel else url.db,
+            username=url.sentinel_username if sentinel else url.username,
+            password=url.sentinel_password if sentinel else url.password,
             protocol=2,
             socket_timeout=timeout_s,
             retry=Retry(NoBackoff(), 0),
             client_name="agentlace",
         )
         connection: Connection
-        if path or url.scheme == "unix":
-            connection = _redis.UnixDomainSocketConnection(path=path or url.path, **kwargs)
+        if port == UNIX_SOCKET:
+            connection = _redis.UnixDomainSocketConnection(path=host, **kwargs)
         else:
-            tls = url.scheme == "rediss"
-            kind = _redis.SSLConnection if tls else _redis.Connection
-            kwargs.update(url.options if tls else ())
-            connection = kind(
-                host=url.host, port=url.port, socket_connect_timeout=timeout_s, **kwargs
-            )
+            kind = _redis.SSLConnection if url.has_tls else _redis.Connection
+            kwargs.update(url.options if url.has_tls else ())
+            connection = kind(host=host, port=port, socket_connect_timeout=timeout_s, **kwargs)
         try:
             connection.connect()
         except BaseException:
@@ -235,7 +249,7 @@ class Broker:
         candidate, other = None, connection
         try:
             path = _told_socket_path(connection)
-            candidate = self._connect(path, timeout_s) if path else None
+            candidate = self._connect((path, UNIX_SOCKET), timeout_s) if path else None
             if candidate and _run_id(candidate) == _run_id(connection):
                 with self._lock:
                     self._socket_path = path
@@ -250,11 +264,18 @@ class Broker:
 
 def _linked(connection: Connection) -> Link:
     """Return a connection's link, with large buffers where the kernel gives them for nothing."""
-    sock = connection._sock
-    if sock.family == getattr(socket, "AF_UNIX", None):
-        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-            sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
-    return Link(sock, ReplyReader(sock), _client_id(connection), connection.disconnect)
+    try:
+        sock, server = connection._sock, (getattr(connection, "path", ""), UNIX_SOCKET)
+        if sock.family == getattr(socket, "AF_UNIX", None):
+            for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+                sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
+        else:
+            server = (connection.host, connection.port)
+        client_id = _client_id(connection)
+        return Link(sock, ReplyReader(sock), client_id, connection.disconnect, server)
+    except BaseException:
+        connection.disconnect()
+        raise
 
 
 def _told_socket_path(connection: Connection) -> str:

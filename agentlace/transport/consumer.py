@@ -82,7 +82,7 @@ class Consumer:
         self._apply = apply
         self._on_applied = on_applied
         self._on_mark = on_mark
-        self._channel = broker.channel()
+        self._channel = broker.channel(key=self._keys.prefix)
         self._cursor = Cursor(self._channel, self._keys, name, positions, lease, committed)
         self._applying = threading.Lock()
         self._stop = threading.Event()
@@ -303,7 +303,7 @@ class Consumer:
             if actor in closed:
                 if forget_if_read(channel, self._keys, actor):
                     self._actors = self._actors - {actor}
-            elif not channel.call("EXISTS", self._service.client(actor)):
+            elif not channel.at(self._service.prefix).call("EXISTS", self._service.client(actor)):
                 expire_if_read(channel, self._keys, actor)
 
     def stop(self) -> None:

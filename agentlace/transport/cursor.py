@@ -137,7 +137,7 @@ class Cursor:
 
     def _replaced(self, lease: Lease) -> list[str]:
         """Return the names of the consumers that this one replaces."""
-        holder = read_peer(self._channel, lease.key)
+        holder = read_peer(self._channel.at(lease.key), lease.key)
         if holder is not None and holder["token"] != lease.token:
             raise AlreadyServed(f"store {self._keys.name!r} is consumed by {holder['host']} now")
         role = role_of(self._name)

@@ -36,6 +36,8 @@ class Durability:
     alone: a slow disk may take longer, and some servers answer WAITAOF too early with ``everysec``
     (Valkey 9.1.2; Redis 7.4 before https://github.com/redis/redis/pull/13793).
 
+    Where replicas may take over, one of them must have it too (WAIT).
+
     A broker without a log forgets everything; there, what every registered consumer has read is
     released.
 
@@ -64,7 +66,7 @@ class Durability:
         """Begin to look, if that is not done already; what is held has changed."""
         if self._thread is None:
             self._stop.clear()
-            self._channel = channel = self._broker.channel()
+            self._channel = channel = self._broker.channel(key=self._keys.prefix)
             args, name = (channel,), f"durability {self._keys.name}"
             self._thread = threading.Thread(target=self._run, args=args, name=name, daemon=True)
             self._thread.start()
@@ -94,7 +96,7 @@ class Durability:
         if not self._told.is_logged:
             return self._held.release(run, self._read(channel))
         number = self._held.newest(run, time.monotonic() - FORGETFUL_S)
-        if number and self._is_on_disk(channel):
+        if number and self._is_on_disk(channel) and self._is_replicated(channel):
             self._held.release(run, number)
 
     def _read(self, channel: Channel) -> int:
@@ -113,6 +115,17 @@ class Durability:
                 return not isinstance(marked, ErrorReply) and waited[0] >= 1
             self._can_wait = False
         return facts.is_written(channel)
+
+    def _is_replicated(self, channel: Channel) -> bool:
+        """Whether a replica that may take over has what was written before this call."""
+        if not self._broker.url.has_replicas or facts.replicas(channel) == 0:
+            return True
+        mark = ("SET", self._keys.synced(self._actor), 1, "PX", SYNCED_MS)
+        wait = ("WAIT", 1, int(1000 * WAIT_S))
+        marked, waited = channel.exchange([mark, wait], WAIT_S + MARGIN_S)
+        if isinstance(waited, ErrorReply):  # this user may not ask: time must do
+            return True
+        return not isinstance(marked, ErrorReply) and int(waited) >= 1
 
     def stop(self) -> None:
         """Stop looking; :meth:`wake` begins anew."""

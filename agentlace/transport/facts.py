@@ -57,6 +57,14 @@ def _run(told: bytes) -> bytes:
     return found[1] if found else b""
 
 
+def replicas(channel: Channel) -> int | None:
+    """Return how many replicas the server has; None if this user may not ask."""
+    found = re.search(
+        rb"connected_slaves:(\d+)", _text(channel.exchange([("INFO", "replication")])[0])
+    )
+    return int(found[1]) if found else None
+
+
 def is_written(channel: Channel) -> bool:
     """Whether no write to the log's disk is under way, and none has failed."""
     told = _text(channel.exchange([("INFO", "persistence")])[0])

@@ -7,6 +7,7 @@ retention. It is named in the producers' messages and can be forgotten if it is 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,16 +52,19 @@ class ConsumerState:
 def stores(channel: Channel, namespace: str, store: str | None = None) -> list[StoreKeys]:
     """Return the keys of all stores of a namespace that have consumers, or of those of a name."""
     pattern = f"al:{{{_escaped(namespace)}:*}}:consumers"
-    found: set[str] = set()
+    found = {key for each in channel.everywhere() for key in _scanned(each, pattern)}
+    ours = [_store_keys(key, namespace) for key in sorted(found)]
+    return [keys for keys in ours if keys is not None and store in (None, keys.name)]
+
+
+def _scanned(channel: Channel, pattern: str) -> Iterator[str]:
     cursor = b"0"
     while True:
         scan = ("SCAN", bytes(cursor), "MATCH", pattern, "COUNT", SCAN_COUNT)
         cursor, keys = channel.call(*scan)
-        found.update(bytes(key).decode() for key in keys)
+        yield from (bytes(key).decode() for key in keys)
         if bytes(cursor) == b"0":
-            break
-    ours = [_store_keys(key, namespace) for key in sorted(found)]
-    return [keys for keys in ours if keys is not None and store in (None, keys.name)]
+            return
 
 
 def _escaped(text: str) -> str:

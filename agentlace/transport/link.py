@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import select
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from agentlace.codec import Frame
@@ -15,6 +17,10 @@ from agentlace.transport.envelope import Envelope
 from agentlace.transport.resp import JOIN_BYTES, Buffer
 
 STEP_S = 0.25
+LEAST_S = 0.5
+"""However soon its owner's deadline, an answer of the broker is awaited for so long."""
+Address = tuple[str, int]
+"""Host and port of a server; a Unix socket's path and 0."""
 
 _process = 0
 
@@ -46,12 +52,18 @@ class Link:
     """
 
     def __init__(
-        self, sock: Any, reader: Any, client_id: int | None, disconnect: Callable[[], None]
+        self,
+        sock: Any,
+        reader: Any,
+        client_id: int | None,
+        disconnect: Callable[[], None],
+        address: Address = ("", 0),
     ) -> None:
         self.sock = sock
         self.reader: Any = reader
         self.client_id = client_id
         self.disconnect = disconnect
+        self.address = address
         self.is_plain = type(sock) is socket.socket and os.name == "posix"
         self._limit_s: float | None = None
         self._least = 1
@@ -103,3 +115,37 @@ class Link:
         value = struct.pack("@ll", *divmod(micros, 1_000_000))
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until something can be read; False if nothing came in time."""
+        if self.reader.has_data or (hasattr(self.sock, "pending") and self.sock.pending()):
+            return True
+        if self.is_plain and timeout_s >= LEAST_S:
+            return self._filled(in_steps(timeout_s))
+        poller = select.poll()
+        poller.register(self.sock, select.POLLIN)
+        return bool(poller.poll(timeout_s * 1000))
+
+    def _filled(self, timeout_s: float) -> bool:
+        """Receive what comes next, as a read would anyway: one system call, not two."""
+        try:
+            self.limit(timeout_s, 1)
+            self.reader.fill()
+        except BlockingIOError:
+            return False
+        return True
+
+    def shutdown(self) -> None:
+        """Wake the thread that reads from it: what it does fails."""
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.disconnect()
+
+    def ask(self, commands: Sequence[resp.Command], timeout_s: float) -> list[resp.Reply]:
+        """Send commands and return their replies; raises what the socket or the reader does."""
+        self.limit(timeout_s)
+        resp.write(self.sock, resp.pack(commands))
+        return [self.reader.read() for _ in commands]

@@ -132,7 +132,7 @@ class Presence:
         self._seen = seen
         self._on_beat = on_beat
         self._on_replaced = on_replaced
-        self._channel = broker.channel()
+        self._channel = broker.channel(key=key)
         self._lock = threading.RLock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -194,12 +194,11 @@ class Presence:
             self._replace(peer)
             return
         value = self._json()
-        commands: list[Any] = [("MULTI",), ("SET", self._key, value, "PX", LEASE_MS)]
-        if self._seen:
-            commands.append(("SET", self._seen, value, "PX", SEEN_MS))
-        replies = channel.exchange([*commands, ("EXEC",)])
+        commands: list[Any] = [("MULTI",), ("SET", self._key, value, "PX", LEASE_MS), ("EXEC",)]
+        replies = channel.exchange(commands)
         try:
-            channel.checked(replies)
+            if channel.checked(replies)[-1] is not None and self._seen:
+                channel.call("SET", self._seen, value, "PX", SEEN_MS)
         except StoreFull:  # a full broker lets nobody write, but everybody stay
             channel.call("PEXPIRE", self._key, LEASE_MS)
 
@@ -252,6 +251,7 @@ class Presence:
             if self._channel.connects != self._met_connects:
                 self._broker.meet(self._channel, self._beaten_s)
                 self._met_connects = self._channel.connects
+            self._broker.follow_clock(self._channel)
             self._write(self._channel)
             self._beaten_s = time.monotonic()
             if self._on_beat and not self.replaced.is_set():

@@ -16,7 +16,8 @@ from agentlace.errors import (
     StoreFull,
 )
 from agentlace.transport import facts
-from agentlace.transport.connection import Channel
+from agentlace.transport.backoff import insist
+from agentlace.transport.connection import Channel, Passing
 from agentlace.transport.durability import Durability
 from agentlace.transport.held import Held, Sent
 from agentlace.transport.keys import StoreKeys
@@ -72,7 +73,7 @@ class Producer:
         retention: Callable[[], Retention],
         stores: Callable[[], int] = lambda: 1,
     ) -> None:
-        self._channel = channel
+        self._channel = channel = channel.at(keys.prefix)
         self._keys = keys
         self._actor = actor
         self._stream = keys.stream(actor)
@@ -142,10 +143,14 @@ class Producer:
             StoreFull: no room; what is pending stays.
             ActorReplaced: a newer process uses this actor's identity.
         """
+        deadline = time.monotonic() + timeout_s
+        # It passes that the stream is being moved, or that a replica takes over.
+        insist(lambda: self._flush(deadline, timeout_s), Passing, deadline)
+
+    def _flush(self, deadline: float, timeout_s: float) -> None:
         if not self.pending.is_due and not self._in_doubt:
             return
-        deadline = time.monotonic() + timeout_s
-        self._channel.be_back_within(timeout_s)
+        self._channel.be_back_within(deadline - time.monotonic())
         while self.pending.is_due or self._in_doubt:
             self._channel.settle(max(deadline - time.monotonic(), 0.0))
             is_first = self._incarnation is None
@@ -292,7 +297,7 @@ class Producer:
             channel: to ask on.
             role: what the consumer is; the one that registered last counts.
         """
-        positions = applied(channel, self._keys, self._actor)
+        positions = applied(channel.at(self._keys.prefix), self._keys, self._actor)
         mine = [p for name, p in positions.items() if role_of(name) == role]
         position = max(mine, default=START)
         return position.number if position.incarnation == self._incarnation else 0
@@ -301,6 +306,7 @@ class Producer:
         """Make the stream known again, if it was ever used; from the heartbeat's thread."""
         if self._incarnation is None:
             return
+        channel = channel.at(self._keys.prefix)
         channel.connect()
         if channel.connects != self._beat_connects:
             self._beat_connects, self._in_doubt = channel.connects, True
@@ -318,6 +324,7 @@ class Producer:
         mine, self._incarnation = self._incarnation, None  # no heartbeat takes the goodbye back
         self._durability.stop()
         self._held.clear()
+        channel = channel.at(self._keys.prefix)
         channel.be_back_within(timeout_s)
         if newest_id(channel, self._stream).incarnation <= mine:  # else it is another's
             channel.call("SADD", self._keys.closed, self._actor)

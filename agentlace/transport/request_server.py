@@ -98,7 +98,7 @@ class RequestServer:
         self._keys = keys
         self._handler = handler
         self._token = token
-        self._channel = broker.channel()
+        self._channel = broker.channel(key=keys.prefix)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._is_ending = False
@@ -152,6 +152,7 @@ class RequestServer:
             channel.connect()
             self._run, self._connects = facts.run_of(channel), channel.connects
         if answer is None:
+            self._broker.follow_clock(channel)
             popped = channel.call("BLPOP", self._keys.requests, f"{slice_s:g}", timeout_s=timeout_s)
             return None if popped is None else popped[1]
         data = channel.trade(*answer, timeout_s)

@@ -39,11 +39,10 @@ from agentlace.errors import (
 )
 from agentlace.transport import facts
 from agentlace.transport.backoff import Backoff
-from agentlace.transport.channel import LEAST_S
 from agentlace.transport.connection import MARGIN_S, Broker
 from agentlace.transport.envelope import Envelope
 from agentlace.transport.keys import ServiceKeys
-from agentlace.transport.link import STEP_S, in_steps
+from agentlace.transport.link import LEAST_S, STEP_S, in_steps
 from agentlace.transport.request_server import (
     REPLY,
     REPLY_STAMP,
@@ -56,6 +55,8 @@ from agentlace.transport.request_server import (
 
 __all__ = ["Handler", "RequestClient", "RequestServer", "Ticket"]
 
+LEAST_BLOCK_S = 0.002
+"""Redis 6.2 takes a millisecond for none at all, which means without end."""
 NO_SERVER = ""
 """What a repetition says if no server was known when its request was first sent."""
 
@@ -105,7 +106,7 @@ class RequestClient:
         self._server = server
         self._caller = uuid.uuid4().bytes
         self._reply_key = keys.reply(self._caller.hex())
-        self._channel = broker.channel()
+        self._channel = broker.channel(key=keys.prefix)
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._numbers = itertools.count(random.getrandbits(62))
@@ -169,6 +170,8 @@ class RequestClient:
             try:
                 self._meet_broker()
                 frame = self._encode(what, name, payload, ticket, end)
+                if not self._channel.is_connected and self._broker.follow_clock(self._channel):
+                    frame = self._encode(what, name, payload, ticket, end)
                 reply = self._ask(frame, ticket, end)
             except BrokerUnreachable:
                 backoff = backoff or Backoff()
@@ -234,7 +237,7 @@ class RequestClient:
         left_ms = int(1000 * min(max(left_s, 0.0), LONG_S)) + 1
         turn = self._turns.get(left_ms)
         if turn is None:
-            slice_s = min(left_ms / 1000, self._channel.slice_s)
+            slice_s = min(max(left_ms / 1000, LEAST_BLOCK_S), self._channel.slice_s)
             envelope = Envelope(("RPUSH", self._keys.requests), (), self._reply_key, slice_s)
             turn = _Turn(envelope, _patience(slice_s, left_ms / 1000))
             keep(self._turns, left_ms, turn, TURNS)
@@ -242,7 +245,7 @@ class RequestClient:
 
     def _pop(self, left_s: float) -> Any:
         """Wait for another reply's bytes; None after a slice."""
-        slice_s = min(max(left_s, 0.001), self._channel.slice_s)
+        slice_s = min(max(left_s, LEAST_BLOCK_S), self._channel.slice_s)
         pop = ("BLPOP", self._reply_key, f"{slice_s:.3f}")
         try:
             return _second(self._channel.call(*pop, timeout_s=_patience(slice_s, left_s)))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from typing import NoReturn
 
 from agentlace.errors import BrokerUnreachable
 from agentlace.transport.connection import Broker
+from agentlace.transport.pubsub import EVICTED, PLAIN
 
 SILENCE_S = 5.0
 """After so long without a message the broker is asked whether it is still there."""
@@ -18,7 +20,8 @@ class Subscription:
     """
 
     def __init__(self, broker: Broker, name: str) -> None:
-        self._channel = broker.channel()
+        self._channel = broker.channel(key=name)
+        self._pubsub = PLAIN
         self._name = name
         self._connects = 0
         self._heard = 0.0
@@ -40,7 +43,8 @@ class Subscription:
         channel.connect()
         self.was_renewed = channel.connects != self._connects
         if self.was_renewed:
-            channel.call("SUBSCRIBE", self._name)
+            self._pubsub = channel.pubsub()
+            channel.call(self._pubsub.subscribe, self._name)
             self._connects = channel.connects
             self._heard, self._has_asked = time.monotonic(), False
             return None
@@ -48,9 +52,12 @@ class Subscription:
         while channel.wait(timeout_s):
             (message,) = channel.checked([channel.receive()])
             self._heard, self._has_asked = time.monotonic(), False
-            if bytes(message[0]) == b"message":
+            kind = bytes(message[0])
+            if kind == self._pubsub.message:
                 newest, timeout_s = message[2], 0.0
                 self.received += 1
+            elif kind == EVICTED:
+                self._lose(f"{self._name} has moved to another node")
         self._check_silence()
         return newest
 
@@ -61,9 +68,12 @@ class Subscription:
             self._channel.send([("PING",)])
             self._has_asked = True
         elif silent_s > 2 * SILENCE_S:
-            self._channel.disconnect()
-            url = str(self._channel.broker.url)
-            raise BrokerUnreachable(url, f"no answer for {silent_s - SILENCE_S:.1f} s")
+            self._lose(f"no answer for {silent_s - SILENCE_S:.1f} s")
+
+    def _lose(self, reason: str) -> NoReturn:
+        self._channel.disconnect()
+        self._channel.broker.doubt()
+        raise BrokerUnreachable(str(self._channel.broker.url), reason)
 
     def close(self) -> None:
         """Wake the waiting thread and close."""

@@ -57,12 +57,20 @@ class WeightsPublisher:
         broker: where.
         keys: of the trainer.
         after: what is published has larger numbers than this version's, and a newer incarnation.
+        began_ms: when the trainer began, in the broker's time: no version is older.
     """
 
-    def __init__(self, broker: Broker, keys: ServiceKeys, after: Version = NONE_BEFORE) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        keys: ServiceKeys,
+        after: Version = NONE_BEFORE,
+        began_ms: int = 0,
+    ) -> None:
         self._broker = broker
         self._keys = keys
-        self._channel = broker.channel()
+        self._began_ms = began_ms
+        self._channel = broker.channel(key=keys.prefix)
         self._changed = threading.Condition()
         self._waiting: _Snapshot | None = None
         self._sending: _Snapshot | None = None
@@ -194,7 +202,8 @@ class WeightsPublisher:
     def _open(self) -> None:
         """Begin an incarnation: larger than the broker's time and every earlier one."""
         seconds, micros = self._channel.call("TIME")
-        now_ms = int(seconds) * 1000 + int(micros) // 1000
+        # A replica that has taken over since the trainer began has another clock.
+        now_ms = max(int(seconds) * 1000 + int(micros) // 1000, self._began_ms)
         now_ms = max(now_ms, self._after.incarnation + 1)
         before = self._announced(self._channel)
         if before:
@@ -246,13 +255,15 @@ class WeightsPublisher:
     def _announce(self, manifest: Manifest) -> None:
         """Move the pointer, tell receivers and drop what nobody needs any more, at once."""
         channel, keys, version = self._channel, self._keys, str(manifest.version)
+        publish, is_cluster = channel.pubsub().publish, self._broker.url.is_cluster
         pinned = self._watch(manifest)
         frame = manifest.encode()
         small = frame.nbytes <= INLINE_BYTES + (8 << 10)
         commands: list[Command] = [("MULTI",)]
         commands += [("PERSIST", key) for key in manifest.keys]
         commands.append(("SET", keys.weights, frame))
-        commands.append(("PUBLISH", keys.weights_channel, frame if small else b""))
+        news: list[Command] = [(publish, keys.weights_channel, frame if small else b"")]
+        commands += [] if is_cluster else news
         commands += self._kept.farewell(version, manifest.keys, pinned.versions)
         if pinned.over:
             commands.append(("HDEL", keys.weights_readers, *pinned.over))
@@ -260,6 +271,8 @@ class WeightsPublisher:
         if replies[-1] is None:
             raise BrokerUnreachable(str(self._broker.url), "another trainer publishes as well")
         self._kept.add(version, manifest.keys, pinned.versions)
+        if is_cluster:  # with it in the transaction, Valkey 9 does not look where the keys are
+            channel.checked(channel.exchange(news))
 
     def _watch(self, manifest: Manifest) -> Pinned:
         """Watch the pointer, make sure that it is not of a newer trainer, and read the pins."""

@@ -39,7 +39,7 @@ class WeightsReceiver:
         self._broker = broker
         self._keys = keys
         self._callback = callback
-        self._channel = broker.channel()
+        self._channel = broker.channel(key=keys.prefix)
         self._subscription = Subscription(broker, keys.weights_channel)
         self._stop = threading.Event()
         self._fetcher = Fetcher(self._channel, keys)

@@ -9,6 +9,13 @@ from agentlace.config import BrokerURL
 from agentlace.transport.embedded import EmbeddedBroker, Settings
 from agentlace.transport.keys import ServiceKeys
 from agentlace.transport.weights_publisher import WeightsPublisher
+from tests.conftest import broker_url_of
+
+
+@pytest.fixture(params=["redis", "unix", "memory", "cluster"])
+def any_broker_url(request, embedded_broker, namespace):
+    """Addresses of every kind of broker, one test run each."""
+    return broker_url_of(request, embedded_broker, namespace)
 
 
 @pytest.fixture

@@ -104,7 +104,7 @@ def test_the_newest_can_be_read(publisher, channel, keys):
 
 def test_a_newest_that_has_expired_is_passed_over(publisher, watch, channel, keys):
     watcher = watch()
-    channel.call("PUBLISH", keys.obs_channel, b"")
+    channel.call(channel.pubsub().publish, keys.obs_channel, b"")
     publisher.publish(observation(1, LARGE))
     assert watcher.saw(1)
 
@@ -155,8 +155,12 @@ def test_garbage_is_ignored(publisher, watch, channel, keys, caplog):
         codec.encode(1, "obs"),
         codec.encode(1, "obs", {}),
     ):
-        channel.call("PUBLISH", keys.obs_channel, garbage)
-    channel.call("PUBLISH", keys.obs_channel, codec.encode(1, "obs", {"source": "", "number": "x"}))
+        channel.call(channel.pubsub().publish, keys.obs_channel, garbage)
+    channel.call(
+        channel.pubsub().publish,
+        keys.obs_channel,
+        codec.encode(1, "obs", {"source": "", "number": "x"}),
+    )
     wait_until(lambda: "broadcast of trainer:5555" in caplog.text)
     publisher.publish(observation(1))
     assert watcher.saw(1)

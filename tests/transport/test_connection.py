@@ -30,7 +30,7 @@ from agentlace.config import BrokerURL
 from agentlace.transport import channel as channel_module
 from agentlace.transport import resp
 from agentlace.transport.backoff import Backoff
-from agentlace.transport.connection import Broker, Refused, mapped
+from agentlace.transport.connection import Broker, Passing, Refused, mapped
 from agentlace.transport.embedded import EmbeddedBroker, Settings
 from agentlace.transport.resp import ErrorReply
 
@@ -231,16 +231,23 @@ def test_no_foreign_error_escapes_while_talking(foreign, monkeypatch, broker_url
         (ErrorReply("NOPERM User robot has no permissions"), errors.BrokerAuthFailed),
         (ErrorReply("OOM command not allowed"), errors.StoreFull),
         (ErrorReply("MISCONF Errors writing to the AOF file"), errors.StoreFull),
-        (ErrorReply("LOADING the dataset in memory"), errors.BrokerUnreachable),
-        (ErrorReply("READONLY You can't write"), errors.BrokerUnreachable),
-        (ErrorReply("MASTERDOWN Link with MASTER is down"), errors.BrokerUnreachable),
+        (ErrorReply("LOADING the dataset in memory"), Passing),
+        (ErrorReply("READONLY You can't write"), Passing),
+        (ErrorReply("MASTERDOWN Link with MASTER is down"), Passing),
+        (ErrorReply("NOREPLICAS Not enough good replicas to write."), Passing),
+        (ErrorReply("UNBLOCKED force unblock from blocking operation"), Passing),
+        (ErrorReply("CLUSTERDOWN The cluster is down"), Passing),
+        (ErrorReply("TRYAGAIN Multiple keys request during rehashing of slot"), Passing),
+        (ErrorReply("MOVED 3999 127.0.0.1:6381"), Passing),
+        (ErrorReply("ASK 3999 127.0.0.1:6381"), Passing),
+        (ErrorReply("CROSSSLOT Keys in request don't hash to the same slot"), Refused),
         (ErrorReply("WRONGTYPE Operation against a key"), Refused),
         (ErrorReply("ERR unknown command 'X', with args: 'author'"), Refused),
         (redis.AuthenticationError("x"), errors.BrokerAuthFailed),
         (redis.exceptions.NoPermissionError("x"), errors.BrokerAuthFailed),
         (redis.OutOfMemoryError("x"), errors.StoreFull),
-        (redis.BusyLoadingError("x"), errors.BrokerUnreachable),
-        (redis.ReadOnlyError("x"), errors.BrokerUnreachable),
+        (redis.BusyLoadingError("x"), Passing),
+        (redis.ReadOnlyError("x"), Passing),
         (redis.ResponseError("ERR DB index is out of range"), Refused),
         (redis.TimeoutError("x"), errors.BrokerUnreachable),
     ],
@@ -293,7 +300,8 @@ def test_a_channel_that_waits_for_a_server_that_is_gone_is_woken(own_broker):
 
         thread = threading.Thread(target=wait)
         thread.start()
-        broker._run = b"run_id:another"  # what the server said before it was killed
+        # What the server said before it was killed:
+        broker._encounters._met[""] = (beating.server, b"run_id:another")
         beaten_s = time.monotonic()
         newer.connect()
         beating.disconnect()

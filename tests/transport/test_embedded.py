@@ -196,7 +196,7 @@ def test_the_user_of_the_address_may_do_everything(port, user, password):
     with connected(user, url.password) as mine, connected(None, url.password) as default:
         for channel, name in ((mine, user), (default, "default")):
             channel.call("SET", "key", "value")
-            channel.call("PUBLISH", "channel", "message")
+            channel.call(channel.pubsub().publish, "channel", "message")
             assert channel.call("CONFIG", "GET", "appendonly")[1] == b"no"
             assert channel.call("ACL", "WHOAMI") == name.encode()
         if password:

@@ -427,7 +427,10 @@ def test_a_restarted_actors_old_entries_count(actor, record, store, channel, any
 
 
 def everything(channel, store):
-    return {bytes(key) for key in channel.call("KEYS", store.prefix.replace("{", "[{]") + "*")}
+    return {
+        bytes(key)
+        for key in channel.at(store.prefix).call("KEYS", store.prefix.replace("{", "[{]") + "*")
+    }
 
 
 def is_forgotten(channel, store, actor="robot"):

@@ -290,7 +290,7 @@ def test_an_older_trainer_is_refused(trainer, player, caplog):
 def test_what_cannot_be_read_is_replaced(trainer, player, channel, keys, caplog):
     one = player()
     channel.call("SET", keys.weights, b"garbage")
-    channel.call("PUBLISH", keys.weights_channel, b"garbage")
+    channel.call(channel.pubsub().publish, keys.weights_channel, b"garbage")
     wait_until(lambda: "is truncated" in caplog.text)
     publish(trainer(), 1)
     assert one.has(1)

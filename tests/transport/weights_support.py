@@ -93,4 +93,4 @@ def publish(publisher, n, size=SMALL):
 def leaf_keys(channel, keys):
     """Return the leaves' keys that are in the broker."""
     pattern = keys.weights.replace("{", "[{]") + ":*:*:*"
-    return {bytes(key).decode() for key in channel.call("KEYS", pattern)}
+    return {bytes(key).decode() for key in channel.at(keys.prefix).call("KEYS", pattern)}
