@@ -2,7 +2,7 @@
 
 import pytest
 
-from agentlace.transport.consumer import BATCH_BYTES
+from agentlace.transport.fetching import BATCH_BYTES
 from agentlace.transport.pool import MAX_BYTES as POOL_BYTES
 from benchmarks.backpressure import (
     ACTOR_BOUND_BYTES,

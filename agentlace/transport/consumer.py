@@ -14,6 +14,7 @@ from agentlace.errors import AgentlaceError, AlreadyServed, Closed, DecodeError
 from agentlace.transport.backoff import Backoff
 from agentlace.transport.connection import MARGIN_S, Broker
 from agentlace.transport.cursor import Cursor, Lease
+from agentlace.transport.fetching import Fetching
 from agentlace.transport.keys import ServiceKeys
 from agentlace.transport.streams import (
     START,
@@ -25,13 +26,6 @@ from agentlace.transport.streams import (
 
 log = logging.getLogger(__name__)
 
-BATCH_ENTRIES = 32
-"""So many chunks of each actor are fetched at a time, if they are not too large."""
-BATCH_BYTES = 32 << 20
-"""When more than this was fetched at a time, it is half as many chunks the next time."""
-REST_S = 0.001
-"""So long a consumer rests between reads that bring something again and again."""
-REST_BELOW_S = 0.005
 ACTORS_POLL_S = 2.0
 """How often the set of actors is read, beside being told of arrivals."""
 JOIN_TIMEOUT_S = 5.0
@@ -86,14 +80,13 @@ class Consumer:
         self._cursor = Cursor(self._channel, self._keys, name, positions, lease, committed)
         self._applying = threading.Lock()
         self._stop = threading.Event()
+        self._fetching = Fetching(self._stop)
         self._thread: threading.Thread | None = None
         self._actors: set[str] = set(positions)
         self._decoder = codec.ChunkDecoder()
         self._streams: dict[str, bytes] = {}
         self._by_key: dict[bytes, str] = {}
-        self._read_at = 0.0
         self._joined = "0"
-        self._entries = 1
         self.is_applying = False
         self.applied = 0
         self.gaps = 0
@@ -161,13 +154,13 @@ class Consumer:
         """Fetch and apply what is new; returns after a slice if nothing is."""
         channel, streams = self._channel, self._watched()
         ids = [b"%d-%d" % self.positions.get(actor, START) for actor in streams.values()]
-        block_ms, count = int(1000 * channel.slice_s), self._count(len(ids))
+        block_ms, count = int(1000 * channel.slice_s), self._fetching.count(len(ids))
         arguments = (*streams, self._keys.joined, *ids, self._joined)
         read: Any = ("XREAD", "COUNT", count, "BLOCK", block_ms, "STREAMS", *arguments)
         commands = [*self._cursor.commands(), read]
         *published, reply = channel.exchange(commands, channel.slice_s + MARGIN_S)
         channel.checked([reply])
-        self._adapt(reply or ())
+        self._fetching.adapt(reply or ())
         for key, entries in reply or ():
             actor = streams.get(bytes(key))
             if actor is None:
@@ -179,7 +172,7 @@ class Consumer:
                 self._take(actor, StreamId.parse(entry_id), fields)
                 self._cursor.publish(is_urgent=False)
         self._cursor.check(published)
-        self._rest(bool(reply))
+        self._fetching.rest(bool(reply))
 
     def _watched(self) -> dict[bytes, str]:
         """Return the streams' keys, each with its actor."""
@@ -187,25 +180,6 @@ class Consumer:
             self._streams = {actor: self._keys.stream(actor).encode() for actor in self._actors}
             self._by_key = {key: actor for actor, key in self._streams.items()}
         return self._by_key
-
-    def _rest(self, has_read: bool) -> None:
-        """Where chunks come thick and fast, let some come together: waking costs more than one."""
-        now = time.monotonic()
-        if has_read and now - self._read_at < REST_BELOW_S:
-            self._stop.wait(REST_S)
-        self._read_at = now
-
-    def _count(self, actors: int) -> int:
-        """Return how many chunks of each actor to fetch: with many actors, fewer of each."""
-        return max(1, min(self._entries, BATCH_ENTRIES // max(1, actors)))
-
-    def _adapt(self, reply: Any) -> None:
-        """Fetch more at a time if the chunks are small, fewer if they are large."""
-        sizes = (len(fields[-1]) for _, entries in reply for _, fields in entries)
-        if sum(sizes) > BATCH_BYTES:
-            self._entries = max(1, self._entries // 2)
-        else:
-            self._entries = min(BATCH_ENTRIES, 2 * self._entries)
 
     def _join(self, entries: list[Any]) -> None:
         for entry_id, fields in entries:

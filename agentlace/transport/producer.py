@@ -18,6 +18,7 @@ from agentlace.errors import (
 from agentlace.transport import facts
 from agentlace.transport.backoff import insist
 from agentlace.transport.connection import Channel, Passing
+from agentlace.transport.cutting import cut
 from agentlace.transport.durability import Durability
 from agentlace.transport.held import Held, Sent
 from agentlace.transport.keys import StoreKeys
@@ -37,10 +38,6 @@ from agentlace.transport.streams import (
 )
 
 log = logging.getLogger(__name__)
-
-CHUNK_MAX_ROWS = 4096
-CHUNK_MAX_BYTES = 8 << 20
-"""A larger batch is split; a consumer's memory and the time it holds its store are bounded."""
 
 
 class Producer:
@@ -106,31 +103,12 @@ class Producer:
         Raises:
             EncodeError: a transition may not travel; all others were taken.
         """
-        rows = list(rows)
         errors: list[EncodeError] = []
-        for start in range(0, len(rows), CHUNK_MAX_ROWS):
-            self._take_split(rows[start : start + CHUNK_MAX_ROWS], meta, errors)
+        for frame, n in cut(self._encoder, list(rows), meta, errors):
+            self.pending.take(frame, n)
         if errors:
             log.error("%d transitions of store %r may not travel", len(errors), self._keys.name)
             raise errors[0]
-
-    def _take_split(
-        self, rows: list[Any], meta: Mapping[str, Any], errors: list[EncodeError]
-    ) -> None:
-        """Take rows as one chunk, or in halves if they are too large or one may not travel."""
-        try:
-            frame = self._encoder.encode(rows, meta)
-        except EncodeError as error:
-            if len(rows) == 1:
-                errors.append(error)
-                return
-            frame = None
-        if frame is None or (frame.nbytes > CHUNK_MAX_BYTES and len(rows) > 1):
-            middle = len(rows) // 2
-            self._take_split(rows[:middle], meta, errors)
-            self._take_split(rows[middle:], meta, errors)
-            return
-        self.pending.take(frame, len(rows))
 
     def flush(self, timeout_s: float) -> None:
         """Send what is pending; blocks until the broker has it, at most ``timeout_s``.

@@ -321,7 +321,7 @@ def test_the_retention_holds_while_the_trainer_is_away(serve, connect, any_broke
 def test_an_interrupt_while_rows_are_encoded_loses_none(serve, connect, monkeypatch):
     server, client = serve(), connect()
     encode, interrupts = codec.ChunkEncoder.encode, [KeyboardInterrupt()]
-    monkeypatch.setattr("agentlace.transport.producer.CHUNK_MAX_ROWS", 10)
+    monkeypatch.setattr("agentlace.transport.cutting.CHUNK_MAX_ROWS", 10)
 
     def encode_the_third_with_an_interrupt(self, rows, meta):
         if rows[0] == 20 and interrupts:

@@ -11,7 +11,7 @@ from transport_support import wait_until
 from agentlace import codec
 from agentlace.errors import ActorReplaced, BrokerUnreachable, EncodeError, StoreFull
 from agentlace.transport import consumer as consumer_module
-from agentlace.transport import producer as producer_module
+from agentlace.transport import cutting, fetching
 from agentlace.transport.channel import Channel
 from agentlace.transport.consumer import Consumer
 from agentlace.transport.keys import ORPHAN_MS
@@ -95,18 +95,18 @@ def test_a_consumer_that_stops_in_the_middle_of_a_batch(actor, record):
 
 
 def test_large_chunks_are_fetched_a_few_at_a_time(actor, record, monkeypatch):
-    monkeypatch.setattr(consumer_module, "BATCH_BYTES", 2 * MIB)
+    monkeypatch.setattr(fetching, "BATCH_BYTES", 2 * MIB)
     robot = actor()
     for n in range(40):
         robot.send(n, n + 1, size=MIB // 4)
     recorder = record(start=False)
-    adapt, fetched = recorder.consumer._adapt, []
+    adapt, fetched = recorder.consumer._fetching.adapt, []
 
     def count(reply):
         fetched.extend(len(entries) for key, entries in reply if b"robot" in bytes(key))
         adapt(reply)
 
-    recorder.consumer._adapt = count
+    recorder.consumer._fetching.adapt = count
     recorder.consumer.start()
     assert recorder.has(40)
     assert sum(fetched) == 40
@@ -114,7 +114,7 @@ def test_large_chunks_are_fetched_a_few_at_a_time(actor, record, monkeypatch):
     for n in range(40, 100):
         robot.send(n, n + 1)
     assert recorder.has(100)
-    wait_until(lambda: recorder.consumer._entries == consumer_module.BATCH_ENTRIES)
+    wait_until(lambda: recorder.consumer._fetching.entries == fetching.BATCH_ENTRIES)
 
 
 def test_transitions_that_are_no_dicts(actor, broker, keys):
@@ -278,7 +278,7 @@ def test_a_large_batch_is_split(actor, record):
     recorder, robot = record(), actor()
     robot.producer.take(rows(0, 40, size=MIB // 4), {})  # 40 MiB
     assert len(robot.producer.pending) > 4
-    limit = producer_module.CHUNK_MAX_BYTES
+    limit = cutting.CHUNK_MAX_BYTES
     assert all(chunk.frame.nbytes <= limit for chunk in robot.producer.pending)
     robot.producer.flush(LONG_S)
     assert recorder.has(40)
@@ -293,7 +293,7 @@ def test_a_row_larger_than_a_chunk_goes_alone(actor, record):
 
 
 def test_many_small_rows_are_split(actor, record, monkeypatch):
-    monkeypatch.setattr(producer_module, "CHUNK_MAX_ROWS", 7)
+    monkeypatch.setattr(cutting, "CHUNK_MAX_ROWS", 7)
     recorder, robot = record(), actor()
     robot.producer.take(rows(0, 100), {})
     assert len(robot.producer.pending) == 15
