@@ -25,7 +25,7 @@ MAP_S = 1.0
 """So long a map of the cluster is believed: many connections are opened at the same time."""
 HOPS = 4
 """So often a connection follows from one node to the next."""
-LEAST_ASK_S = 0.25
+LEAST_ASK_S = 0.5
 """However many may have to be asked where the broker is, each has so long to answer."""
 
 Connect = Callable[[Address, float], Link]

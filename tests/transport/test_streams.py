@@ -553,7 +553,8 @@ def test_a_stream_that_was_not_read_does_not_expire(actor, record, store, channe
 def test_where_no_consumer_is_known_nothing_counts_as_read(actor, store, channel):
     """A broker that came back empty knows the actor before the trainer."""
     robot = actor(retention=Retention(max_bytes=50_000))
-    sent = 0
+    robot.send(0, 1, size=2500)  # connecting takes a time of its own
+    sent = 1
     with pytest.raises(StoreFull):
         while sent < 100:
             robot.send(sent, sent + 1, timeout_s=0.05, size=2500)
