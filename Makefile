@@ -80,7 +80,7 @@ PIP_QUIET := -qq --disable-pip-version-check --no-input
 
 # The pins reach the isolated build of the package itself only through the environment:
 # PIP_CONSTRAINT up to pip 25.2, PIP_BUILD_CONSTRAINT after.
-$(STAMP): pyproject.toml agentlace/_version.py broker/redis.conf $(PINS) | python
+$(STAMP): pyproject.toml agentlace/_version.py broker/redis.conf broker/users.acl $(PINS) | python
 	@found=$$("$(BIN)/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null); \
 	if [ "$$found" != "$(VERSION)" ]; then \
 		echo "==> making $(VENV) with Python $(VERSION)"; \

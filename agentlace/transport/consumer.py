@@ -10,7 +10,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from agentlace import codec
-from agentlace.errors import AgentlaceError, AlreadyServed, Closed, DecodeError
+from agentlace.errors import (
+    AgentlaceError,
+    AlreadyServed,
+    Closed,
+    DecodeError,
+)
 from agentlace.transport.backoff import Backoff
 from agentlace.transport.connection import MARGIN_S, Broker
 from agentlace.transport.cursor import Cursor, Lease
@@ -19,9 +24,8 @@ from agentlace.transport.keys import ServiceKeys
 from agentlace.transport.streams import (
     START,
     StreamId,
-    expire_if_read,
-    forget_if_read,
     newest_id,
+    tidied,
 )
 
 log = logging.getLogger(__name__)
@@ -274,11 +278,11 @@ class Consumer:
         self._actors = found
         self._cursor.publish()
         for actor in found:
-            if actor in closed:
-                if forget_if_read(channel, self._keys, actor):
-                    self._actors = self._actors - {actor}
-            elif not channel.at(self._service.prefix).call("EXISTS", self._service.client(actor)):
-                expire_if_read(channel, self._keys, actor)
+            has_left, service = actor in closed, channel.at(self._service.prefix)
+            if not has_left and service.call("EXISTS", self._service.client(actor)):
+                continue
+            if tidied(channel, self._keys, actor, has_left):
+                self._actors = self._actors - {actor}
 
     def stop(self) -> None:
         """Stop reading, publish the last cursors, and tidy up after actors that are gone.

@@ -18,7 +18,14 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from agentlace.errors import AgentlaceError, AlreadyServed, DecodeError, PeerAbsent, StoreFull
+from agentlace.errors import (
+    AgentlaceError,
+    AlreadyServed,
+    BrokerAuthFailed,
+    DecodeError,
+    PeerAbsent,
+    StoreFull,
+)
 from agentlace.transport.backoff import Backoff
 from agentlace.transport.connection import Broker, Channel
 from agentlace.transport.keys import HEARTBEAT_S, LEASE_MS, SEEN_MS, ServiceKeys
@@ -139,6 +146,7 @@ class Presence:
         self._measured = time.monotonic()
         self._met_connects = 0
         self._beaten_s = 0.0
+        self._is_hidden = False
         self.replaced = threading.Event()
 
     def acquire(self, exclusive: bool) -> None:
@@ -159,6 +167,14 @@ class Presence:
             self._stop.wait(PEER_POLL_S)
         if not exclusive:
             self._write(self._channel)
+
+    def _note_forbidden(self, error: BrokerAuthFailed) -> None:
+        """Go on unannounced if this user may only read; a server must be found."""
+        if not error.is_forbidden or self.info["role"] == "server":
+            raise error
+        if not self._is_hidden:
+            log.warning("%s goes unannounced: %s", self.info["name"], error)
+        self._is_hidden = True
 
     def _already_served(self, peer: Info) -> AlreadyServed:
         return AlreadyServed(
@@ -187,6 +203,8 @@ class Presence:
 
     def _write(self, channel: Channel) -> None:
         """Refresh the key, unless another server has taken it while this one was away."""
+        if self._is_hidden:
+            return
         channel.call("WATCH", self._key)
         peer = read_peer(channel, self._key)
         if peer and peer["token"] != self.info["token"] and self.info.get("exclusive"):
@@ -201,6 +219,8 @@ class Presence:
                 channel.call("SET", self._seen, value, "PX", SEEN_MS)
         except StoreFull:  # a full broker lets nobody write, but everybody stay
             channel.call("PEXPIRE", self._key, LEASE_MS)
+        except BrokerAuthFailed as error:
+            self._note_forbidden(error)
 
     def _replace(self, peer: Info) -> None:
         if self.replaced.is_set():
@@ -270,7 +290,7 @@ class Presence:
                 self._channel.interrupt()
                 thread.join(JOIN_TIMEOUT_S)
         with contextlib.suppress(AgentlaceError), self._lock:
-            if self._channel.is_connected:
+            if self._channel.is_connected and not self._is_hidden:
                 self._remove_key()
         self._channel.close()
 

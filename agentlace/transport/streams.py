@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from agentlace.errors import DecodeError
+from agentlace.errors import BrokerAuthFailed, DecodeError
 from agentlace.transport.connection import Channel, Refused
 from agentlace.transport.keys import FENCE_MS, JOINED_MAX, ORPHAN_MS, StoreKeys
 from agentlace.transport.resp import ErrorReply, Reply
@@ -152,6 +152,9 @@ def forget_if_read(channel: Channel, keys: StoreKeys, actor: str) -> bool:
 
     The stream itself stays for FENCE_MS: its newest ID keeps a zombie of the actor out. An
     actor that comes back at this very moment keeps its stream (WATCH).
+
+    Raises:
+        BrokerAuthFailed: this user may only read.
     """
     stream = keys.stream(actor)
     channel.call("WATCH", stream, keys.closed)
@@ -169,7 +172,7 @@ def forget_if_read(channel: Channel, keys: StoreKeys, actor: str) -> bool:
     commands += [("SREM", key, actor) for key in (keys.actors, keys.closed)]
     for name in positions:
         commands += [("HDEL", key(name), actor) for key in (keys.cursor, keys.applied)]
-    return channel.exchange([*commands, ("EXEC",)])[-1] is not None
+    return channel.checked(channel.exchange([*commands, ("EXEC",)]))[-1] is not None
 
 
 def expire_if_read(channel: Channel, keys: StoreKeys, actor: str) -> None:
@@ -182,3 +185,15 @@ def expire_if_read(channel: Channel, keys: StoreKeys, actor: str) -> None:
         newest = newest_id(channel, stream)
         if all(position >= newest for position in cursors(channel, keys, actor).values()):
             channel.call("PEXPIRE", stream, ORPHAN_MS)
+
+
+def tidied(channel: Channel, keys: StoreKeys, actor: str, has_left: bool) -> bool:
+    """Tidy up after an actor that is gone, as far as this user may; True if it is forgotten."""
+    try:
+        if has_left:
+            return forget_if_read(channel, keys, actor)
+        expire_if_read(channel, keys, actor)
+    except BrokerAuthFailed as error:
+        if not error.is_forbidden:
+            raise  # else a recorder, which only reads: a trainer tidies up
+    return False
