@@ -17,7 +17,7 @@
     ├── StoreFull            no room: a stream at its budget, a broker at maxmemory
     ├── ActorReplaced        a newer process took this actor's identity
     ├── AlreadyServed        another live server has this identity
-    ├── SchemaMismatch       a transition that does not fit its store  (also a ValueError)
+    ├── SchemaMismatch       data that do not fit their store or actor (also a ValueError)
     ├── NotEnoughData        a sample waited in vain for inserts       (also a TimeoutError)
     ├── CheckpointError      a checkpoint that cannot be saved or restored
     ├── MissingExtra         an optional dependency is not installed   (also an ImportError)
@@ -179,7 +179,10 @@ class AlreadyServed(AgentlaceError):
 
 
 class SchemaMismatch(AgentlaceError, ValueError):
-    """A transition that does not fit its store; nothing of it was stored."""
+    """A transition that does not fit its store, or a network that does not fit its actor.
+
+    Nothing of it was stored, nobody was called back with it.
+    """
 
     def __init__(self, path: str, reason: str) -> None:
         """Name the leaf and both shapes or dtypes."""
