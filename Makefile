@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 CHAOS ?= 40
+FUZZ_ARGS ?=
 
 IN_RANGE := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
 
@@ -27,7 +28,7 @@ ifeq ($(shell "$(BIN)/python" -c 'import sys; print("%d.%d" % sys.version_info[:
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint chaos bench lerobot constraints clean python
+.PHONY: help demo test fuzz lint chaos bench lerobot constraints clean python
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -37,6 +38,9 @@ demo: $(STAMP) ## Run the demo
 
 test: $(STAMP) ## Run the tests (PYTEST_ARGS='-k name' narrows them)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+fuzz: $(STAMP) ## Send hostile frames for ten minutes (FUZZ_ARGS='--seconds 60 --seed 1')
+	@$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
 
 lint: $(STAMP) ## Check style, format and types
 	$(BIN)/ruff check .

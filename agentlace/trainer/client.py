@@ -111,7 +111,7 @@ class TrainerClient(NetworkClient, EpisodeMarks):
         def retention() -> Retention:
             told = (self._server or {}).get("stores", {}).get(name)
             if told:  # while the trainer is away, what it told last holds
-                self._told[name] = Retention(**told)
+                self._told[name] = Retention.of_info(told)
             return self._told.get(name, Retention())
 
         def stores() -> int:
@@ -195,9 +195,9 @@ class TrainerClient(NetworkClient, EpisodeMarks):
         """Return the outbox of a store that both ends know."""
         if name not in self._outboxes:
             raise UnknownRequest(f"this client has no store {name!r}, but {sorted(self._outboxes)}")
-        if self._server is not None and name not in self._server["stores"]:
+        if self._server is not None and name not in self._server.get("stores", {}):
             self._server = presence.read_peer(self._stream_channel, self._keys.server)
-            if self._server is not None and name not in self._server["stores"]:
+            if self._server is not None and name not in self._server.get("stores", {}):
                 raise UnknownRequest(
                     f"the trainer has no store {name!r}, but {sorted(self._server['stores'])}"
                 )

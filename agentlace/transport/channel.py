@@ -168,6 +168,8 @@ class Channel:
             self._give_up(error)
         if popped is not None:
             self._owed = 0
+        else:
+            self._sent = envelope.commands(frame)
         return popped
 
     def _write(self, commands: Sequence[Command], timeout_s: float | None) -> None:

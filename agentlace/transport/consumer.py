@@ -24,6 +24,7 @@ from agentlace.transport.keys import ServiceKeys
 from agentlace.transport.streams import (
     START,
     StreamId,
+    names_in,
     newest_id,
     tidied,
 )
@@ -188,7 +189,7 @@ class Consumer:
     def _join(self, entries: list[Any]) -> None:
         for entry_id, fields in entries:
             self._joined = bytes(entry_id).decode()
-            self._actors.add(bytes(fields[1]).decode())
+            self._actors.update(names_in(fields[1:2]))
 
     def _take(self, actor: str, entry: StreamId, fields: list[Any]) -> None:
         """Apply one entry, then tell of it."""
@@ -245,7 +246,7 @@ class Consumer:
 
     def _reject(self, actor: str, entry: StreamId, count: int, reason: BaseException) -> None:
         log.error(
-            "store %r rejected %d transitions of actor %r, of chunk %s: %s",
+            "store %r rejected %d transitions of actor %r, of chunk %s: %.1000s",
             self._keys.name,
             count,
             actor,
@@ -273,8 +274,8 @@ class Consumer:
     def _poll_actors(self) -> None:
         """Read the set of actors, and tidy up after those that are gone."""
         channel = self._channel
-        found = {bytes(actor).decode() for actor in channel.call("SMEMBERS", self._keys.actors)}
-        closed = {bytes(actor).decode() for actor in channel.call("SMEMBERS", self._keys.closed)}
+        found = set(names_in(channel.call("SMEMBERS", self._keys.actors)))
+        closed = set(names_in(channel.call("SMEMBERS", self._keys.closed)))
         self._actors = found
         self._cursor.publish()
         for actor in found:

@@ -39,8 +39,12 @@ CLOCK_EVERY_S = 30.0
 PEER_POLL_S = 0.05
 
 Info = dict[str, Any]
+MAX_NUMBER = 1 << 50
+"""No process ID is larger, and no time in milliseconds for the next 30,000 years."""
 _PRESENT: Info = {"role": "node", "name": "?", "host": "?", "pid": 0, "token": "", "progress_ms": 0}
 """What every node says of itself."""
+_TYPES: dict[str, type] = {name: type(value) for name, value in _PRESENT.items()}
+_TYPES |= {"machine": str, "started": str, "config": dict, "stores": dict, "began_ms": int}
 
 
 def read_peer(channel: Channel, key: str) -> Info | None:
@@ -53,9 +57,21 @@ def read_peer(channel: Channel, key: str) -> Info | None:
     if value is None:
         return None
     try:
-        return _PRESENT | dict(json.loads(bytes(value)))
-    except (TypeError, ValueError) as error:
-        raise DecodeError(f"the presence key {key} is damaged: {error}") from error
+        return _checked(_PRESENT | dict(json.loads(bytes(value))))
+    except (TypeError, ValueError, RecursionError) as error:
+        reason = str(error)[:200]
+        raise DecodeError(f"the presence key {key} is damaged: {reason}") from error
+
+
+def _checked(told: Info) -> Info:
+    """Return what a node says if it is of the right types; raises ValueError."""
+    for name in _TYPES.keys() & told.keys():
+        value, kind = told[name], _TYPES[name]
+        if type(value) is not kind and not (name == "progress_ms" and type(value) is float):
+            raise ValueError(f"{name} is a {type(value).__name__}")
+        if isinstance(value, (int, float)) and not 0 <= value <= MAX_NUMBER:
+            raise ValueError(f"{name} is {value!r:.50}")
+    return told
 
 
 def absent(channel: Channel, keys: ServiceKeys) -> PeerAbsent:
@@ -106,7 +122,7 @@ def _is_dead(peer: Info) -> bool:
         os.kill(peer["pid"], 0)
     except ProcessLookupError:
         return True
-    except (OSError, TypeError):
+    except (OSError, OverflowError):
         return False
     return bool(peer.get("started")) and _start_time(peer["pid"]) not in ("", peer["started"])
 
