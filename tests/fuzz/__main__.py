@@ -103,7 +103,7 @@ def fuzz(seconds, first, names):
         kinds = [kind for kind in kinds if not names or type(kind).__name__ in names]
         end, number = time.monotonic() + seconds, first
         resource.setrlimit(resource.RLIMIT_AS, (size_bytes()[0] + EXTRA_BYTES,) * 2)
-        warm = None
+        warm, peak = None, 0
         while time.monotonic() < end:
             for target in kinds:
                 faulthandler.dump_traceback_later(HANG_S, exit=True)
@@ -115,12 +115,15 @@ def fuzz(seconds, first, names):
                     print(f"{name} failed: --seed {number} --only {name}", flush=True)
                     raise
                 counts[name] = counts.get(name, 0) + ROUND[name]
+                now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+                if now > peak + 64:
+                    print(f"{now} MiB after {name} --seed {number}", flush=True)
+                peak = max(peak, now)
             number += 1
             if warm is None:
                 warm = size_bytes()[1]
     faulthandler.cancel_dump_traceback_later()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    grown = max(peak, size_bytes()[1]) - warm
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10) - warm
     assert grown < GROWTH_BYTES, f"{grown >> 20} MiB more than after the first round"
     return {
         "examples": counts,
