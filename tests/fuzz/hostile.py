@@ -48,6 +48,7 @@ dtypes = st.one_of(
 shapes = st.one_of(
     st.lists(st.integers(0, 5), max_size=4),
     st.sampled_from([[2**40], [2**62], [0, 2**62], [-1], [2**31, 2**31], [1] * 40, [0] * 40]),
+    st.sampled_from([[2**14], [2**20], [2**14, 0], [2**20, 0], [0, 2**20]]),
     st.lists(odd, max_size=2),
     odd,
 )
@@ -199,7 +200,7 @@ def requests(reply_keys):
 
 chunk_metas = st.fixed_dictionaries(
     {
-        "n": st.integers(0, 5) | numbers | odd,
+        "n": st.integers(0, 5) | st.sampled_from([2**14, 2**20]) | numbers | odd,
         "kinds": st.sampled_from([None, "", "a", "aa", "s", "p", "x"]) | odd,
         "meta": st.just({}) | any_meta,
     }
