@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from agentlace.codec import encode, encode_chunk
 from agentlace.codec.frame import WHOLE_CRC_BYTES
+from agentlace.codec.tree import Mark
 
 PREFIX_BYTES = 20
 KINDS = ["tree", "chunk", "request", "reply", "obs", "weights", "mark", "", "x" * 300]
@@ -76,7 +77,7 @@ def leaf(number):
 
 
 references = st.integers(0, 4).map(leaf)
-marks = st.integers(2, 9).map(lambda code: msgpack.ExtType(code, b""))
+marks = st.integers(2, 11).map(lambda code: msgpack.ExtType(code, b""))
 trees = st.recursive(
     odd | references | marks,
     lambda inner: (
@@ -184,18 +185,54 @@ frames = st.one_of(
 )
 
 
-def requests(reply_keys):
-    """Return a strategy for requests, of which one part or all is hostile."""
-    fields = {
-        "what": st.sampled_from(["act", "obs", "request", "call", "interfaces"]) | values,
-        "name": st.sampled_from(["move", "stats", "policy", "x" * 3000]) | values,
-        "id": st.text(max_size=5) | values,
-        "reply": st.sampled_from(reply_keys) | values,
-        "deadline": st.sampled_from([0.0, 1e18, math.nan, math.inf, 10**30, "1"]) | values,
-        "repeats": st.none() | st.text(max_size=3) | values,
-    }
-    metas = st.fixed_dictionaries({}, optional=fields) | st.fixed_dictionaries(fields)
-    return frames | frames_of(st.just("request"), metas)
+CALLER = b"evil" * 4
+"""Who a hostile request says that it is of."""
+stamps = st.one_of(
+    st.builds(
+        lambda number, deadline: struct.pack("<Qd16s", number, deadline, CALLER),
+        st.sampled_from([0, 1, 2**64 - 1]) | st.integers(0, 5),
+        st.sampled_from([0.0, -1.0, 1e18, math.nan, math.inf, -math.inf]),
+    ),
+    st.binary(max_size=40),
+    st.sampled_from([b"", bytes(8), bytes(400)]),
+)
+numbered = st.builds(
+    lambda what, where: [msgpack.ExtType(int(Mark.NUMBER), b""), what, where],
+    st.sampled_from(["q", "d", "?", "<f4", "<i8", "bfloat16", "|V8", "O", "e", "32s"]) | odd,
+    st.sampled_from([0, 8, 16, 32, 33, 40, 2**31, 2**63, -1]) | odd,
+)
+
+
+def _stamped(kind, meta, stamp, tree, leaves, body):
+    """Return a frame whose first leaf is a stamp, whatever its tree is."""
+    inner = b"\x92" + packed(leaf(0)) + (tree if type(tree) is bytes else packed(tree))
+    described = [["|u1", [len(stamp)]], *(leaves if type(leaves) is list else [])]
+    header = packed([kind, meta, described, inner])
+    padding = bytes(-(PREFIX_BYTES + len(header)) % 64)
+    return sealed(header, padding + stamp + bytes(-len(stamp) % 64) + body)
+
+
+stamped_trees = contents | numbered | st.lists(numbered | odd | references, max_size=4)
+
+
+def stamped(kind, metas):
+    """Return a strategy for stamped frames with these metas."""
+    return st.builds(
+        _stamped, st.just(kind), metas, stamps, stamped_trees, st.just([]) | leaf_lists, bodies
+    )
+
+
+_request_fields = {
+    "what": st.sampled_from(["act", "obs", "request", "call", "interfaces"]) | values,
+    "name": st.sampled_from(["move", "stats", "policy", "x" * 3000]) | values,
+    "repeats": st.none() | st.text(max_size=3) | values,
+}
+requests = st.one_of(
+    frames,
+    frames_of(st.just("request"), st.fixed_dictionaries(_request_fields)),
+    stamped("request", st.fixed_dictionaries(_request_fields)),
+    stamped("request", st.fixed_dictionaries({}, optional=_request_fields)),
+)
 
 
 chunk_metas = st.fixed_dictionaries(
@@ -282,7 +319,13 @@ observation_metas = st.fixed_dictionaries(
     },
 )
 observations = frames | frames_of(st.just("obs"), observation_metas)
-replies = frames | frames_of(
-    st.just("reply"),
-    st.fixed_dictionaries({}, optional={"id": values, "status": values, "message": values}),
+_reply_fields = {
+    "status": st.sampled_from(["ok", "unknown", "error"]) | values,
+    "message": values,
+    "type": values,
+}
+replies = st.one_of(
+    frames,
+    frames_of(st.just("reply"), st.fixed_dictionaries({}, optional=_reply_fields)),
+    stamped("reply", st.fixed_dictionaries({}, optional=_reply_fields)),
 )

@@ -7,7 +7,15 @@ import numpy as np
 from hypothesis import strategies as st
 
 from agentlace.action import ActionClient, ActionConfig, ActionServer
-from agentlace.codec import ChunkDecoder, Signature, decode, decode_chunk, leaf_spans, meta_of
+from agentlace.codec import (
+    ChunkDecoder,
+    Signature,
+    StampedDecoder,
+    decode,
+    decode_chunk,
+    leaf_spans,
+)
+from agentlace.codec.unstamped import stamp_in
 from agentlace.config import BrokerURL, TrainerConfig
 from agentlace.data.data_store import QueuedDataStore
 from agentlace.data.replay_buffer import ReplayBuffer
@@ -17,6 +25,7 @@ from agentlace.trainer import TrainerClient, TrainerServer
 from agentlace.transport import presence
 from agentlace.transport.connection import Broker
 from agentlace.transport.keys import ServiceKeys
+from agentlace.transport.request_server import REQUEST_STAMP
 from agentlace.transport.streams import StreamId
 from agentlace.transport.weights import Manifest
 
@@ -46,10 +55,11 @@ def number_in(tree):
 class Decoder:
     """The codec: whatever arrives is a value or DecodeError, never anything else."""
 
-    frames = st.one_of(hostile.frames, hostile.chunks, hostile.requests(["a"]), hostile.manifests)
+    frames = st.one_of(hostile.frames, hostile.chunks, hostile.requests, hostile.manifests)
 
     def __init__(self):
         self._chunks = ChunkDecoder()
+        self._requests = StampedDecoder("request", REQUEST_STAMP, dict)
         self._readers = (
             lambda data: decode(data),
             lambda data: decode(bytearray(data)),
@@ -57,7 +67,8 @@ class Decoder:
             lambda data: self._rows(decode_chunk(data)),
             lambda data: self._rows(self._chunks.decode(data)),
             Manifest.decode,
-            meta_of,
+            lambda data: self._requests.decode(data),
+            lambda data: stamp_in(data, REQUEST_STAMP),
         )
 
     def _rows(self, chunk):
@@ -137,10 +148,9 @@ class Requests:
     def __init__(self, world):
         self.world = world
         keys = (world.trainer_keys, world.action_keys, world.inference_keys)
-        reply_keys = [k.reply("evil") for k in keys]
         self.frames = st.tuples(
             st.sampled_from(keys),
-            st.lists(hostile.requests(reply_keys), min_size=1, max_size=3),
+            st.lists(hostile.requests, min_size=1, max_size=3),
             hostile.replies,
         )
 
@@ -157,7 +167,7 @@ class Requests:
             assert world.driver.act("move", {"n": number}) == {"n": number}
         else:
             assert world.asker.call("policy", {"n": number}) == {"n": number}
-        world.call("DEL", keys.reply("evil"))
+        world.call("DEL", keys.reply(hostile.CALLER.hex()))
 
 
 class Streams:

@@ -2,12 +2,13 @@
 
 import json
 import math
+import struct
 
 import pytest
 from transport_support import DEADLINE_S, once, wait_until
 
 from agentlace import codec
-from agentlace.errors import DecodeError, RemoteError
+from agentlace.errors import DecodeError
 from agentlace.transport import presence, request_server
 from agentlace.transport.broadcast import BroadcastWatcher
 from agentlace.transport.request_server import REMEMBERED_CALLERS, RequestServer
@@ -26,32 +27,50 @@ def served(broker, keys):
     server.stop()
 
 
-def request(keys, **changes):
-    meta = {"what": "act", "name": "move", "id": "1", "reply": keys.reply("evil")}
-    meta |= {"deadline": 1e18, "repeats": None, **changes}
-    return codec.encode({}, "request", meta)
+EVIL = b"evil" * 4
+
+
+def request(number=1, deadline=1e18, tree=None, stamp=None, caller=EVIL, **changes):
+    meta = {"what": "act", "name": "move", "repeats": None, **changes}
+    stamp = struct.pack("<Qd16s", number, deadline, caller) if stamp is None else stamp
+    return bytes(codec.encode_stamped("request", meta, stamp, tree))
 
 
 @once
 @pytest.mark.parametrize(
     "changes",
     [
-        *({"deadline": value} for value in (math.nan, math.inf, -math.inf, "soon", None, b"x")),
         *({"name": value} for value in (None, 1, b"move", ["move"], "x" * 2000)),
-        *({"what": {}}, {"id": None}, {"id": "x" * 2000}, {"repeats": 1}, {"repeats": "x" * 2000}),
-        *({"reply": value} for value in (None, 7, "elsewhere", "")),
+        *({"what": value} for value in ({}, None, "x" * 2000)),
+        *({"repeats": value} for value in (1, b"x", "x" * 2000)),
+        *({"stamp": value} for value in (b"", b"x", bytes(31))),
     ],
     ids=repr,
 )
 def test_a_request_that_makes_no_sense_is_dropped(served, channel, keys, changes, caplog):
     server, client = served
-    channel.call("RPUSH", keys.requests, request(keys, **changes))
+    channel.call("RPUSH", keys.requests, request(**changes))
     assert client.call("act", "move", 1, DEADLINE_S) == 1
-    assert server.answered == 1
-    assert "dropped a request" in caplog.text
-    if "reply" not in changes:
-        assert keys.reply("evil") in caplog.text  # who it was
+    assert (server.answered, server.unreadable) == (1, 1)
+    if "stamp" not in changes:
+        assert keys.reply(EVIL.hex()) in caplog.text  # who it was
     assert max(len(record.message) for record in caplog.records) < 3000
+
+
+@pytest.mark.parametrize("deadline", [math.nan, -math.inf, 0.0, -1.0])
+def test_a_deadline_that_never_was_is_over(served, channel, keys, deadline):
+    server, client = served
+    channel.call("RPUSH", keys.requests, request(deadline=deadline))
+    assert client.call("act", "move", 1, DEADLINE_S) == 1
+    assert (server.answered, server.expired) == (1, 1)
+
+
+@pytest.mark.parametrize("deadline", [math.inf, 1e300])
+def test_a_deadline_that_never_comes(served, channel, keys, deadline):
+    server, client = served
+    channel.call("RPUSH", keys.requests, request(deadline=deadline))
+    assert client.call("act", "move", 1, DEADLINE_S) == 1
+    assert server.answered == 2
 
 
 def test_a_flood_of_them_is_a_line_in_the_log(served, channel, keys, caplog):
@@ -60,27 +79,35 @@ def test_a_flood_of_them_is_a_line_in_the_log(served, channel, keys, caplog):
     assert caplog.text.count("dropped a request") == 1
 
 
+def reply(number, meta, kind="reply", stamp=None):
+    stamp = struct.pack("<Q", number) if stamp is None else stamp
+    return bytes(codec.encode_stamped(kind, meta, stamp, 1))
+
+
+OK = {"status": "ok"}
+
+
 @pytest.mark.parametrize(
-    "reply",
+    "forged",
     [
         b"rubbish",
-        codec.encode(1, "reply"),
-        codec.encode(1, "request", {"id": 1}),
-        codec.encode(1, "reply", {"id": []}),
-        codec.encode(1, "reply", {"id": "another", "status": "ok"}),
+        bytes(codec.encode(1, "reply", OK)),
+        bytes(codec.encode_stamped("request", OK, bytes(8), 1)),
+        *(reply(12_345, OK), reply(12_345, {}), reply(0, OK, stamp=b"x"), reply(12_345, {"a": 1})),
+        reply(12_345, OK)[:-1],
     ],
 )
-def test_replies_that_nobody_sent_are_passed_over(served, channel, reply):
+def test_replies_that_nobody_sent_are_passed_over(served, channel, forged):
     client = served[1]
-    channel.call("RPUSH", client._reply_key, reply, reply)
+    channel.call("RPUSH", client._reply_key, forged, forged)
     assert client.call("act", "move", 1, DEADLINE_S) == 1
 
 
-def test_a_reply_without_a_status_is_a_failure(broker, keys, channel):
+def test_a_reply_to_this_call_that_cannot_be_read_is_said(broker, keys, channel):
     client = RequestClient(broker, keys)
     ticket = client.ticket()
-    channel.call("RPUSH", client._reply_key, codec.encode(1, "reply", {"id": ticket.id}))
-    with pytest.raises(RemoteError):
+    channel.call("RPUSH", client._reply_key, reply(ticket.id, {"status": 7}))
+    with pytest.raises(DecodeError):
         client.call("act", "move", 1, DEADLINE_S, ticket)
     client.close()
 
@@ -90,7 +117,8 @@ def test_remembered_replies_are_bounded(broker, keys, monkeypatch):
     monkeypatch.setattr(request_server, "REMEMBERED_BYTES", 100_000)
     server = RequestServer(broker, keys, lambda what, name, payload: bytes(10_000), "token")
     for number in range(2 * REMEMBERED_CALLERS):
-        server._answer(bytes(request(keys, reply=keys.reply(str(number % 300)), id=str(number))))
+        caller = (number % 300).to_bytes(16, "little")
+        server._answer(request(number, broker.now_ms() + 1e6, caller=caller))
         kept = sum(f.nbytes for frames in server._remembered.values() for f in frames.values())
         assert kept == server._remembered_bytes <= 110_000
     assert len(server._remembered) >= 9
