@@ -2,25 +2,25 @@
 
 import contextlib
 import shutil
-import subprocess
-import sys
 
+from typer.testing import CliRunner
+
+from agentlace.cli.app import app
 from agentlace.config import BrokerURL
 from agentlace.transport import embedded, server_process
 from agentlace.transport.connection import Broker
 from agentlace.transport.embedded import EmbeddedBroker
 from agentlace.transport.secured import SecuredDirectory, SecuredSettings
 
-from .support import ROOT, free_port
+from .support import free_port
 
 ROLES = ("actor", "learner", "inference", "recorder", "observer", "admin")
 
 
 def make(path, *arguments):
     """Run ``agentlace broker init`` and return the directory."""
-    command = [sys.executable, "-m", "agentlace", "broker", "init", str(path), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(app, ["broker", "init", str(path), *map(str, arguments)])
+    assert done.exit_code == 0, done.exception
     return SecuredDirectory(path)
 
 

@@ -59,7 +59,7 @@ def command_lines():
             yield path.read_bytes().decode(errors="replace")
 
 
-@pytest.mark.parametrize("place", ["file", "variable", "address"])
+@pytest.mark.parametrize("place", ["file", "address"])
 def test_a_whole_session(tmp_path, place):
     """A server of its own starts the broker, which the session loses in the middle."""
     port = free_port()
@@ -68,8 +68,6 @@ def test_a_whole_session(tmp_path, place):
     if place == "file":
         (tmp_path / "password").write_text(PASSWORD)
         environment["AGENTLACE_PASSWORD_FILE"] = str(tmp_path / "password")
-    elif place == "variable":
-        environment["AGENTLACE_PASSWORD"] = PASSWORD
     else:
         address = f"redis://:{QUOTED}@127.0.0.1:{port}"
     with Program(SESSION, broker=address, **environment) as program:
