@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 CHAOS ?= 40
+FUZZ_ARGS ?=
 
 IN_RANGE := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
 
@@ -27,7 +28,7 @@ ifeq ($(shell "$(BIN)/python" -c 'import sys; print("%d.%d" % sys.version_info[:
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint chaos bench lerobot constraints clean python
+.PHONY: help demo test fuzz lint chaos bench lerobot constraints clean python
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -37,6 +38,9 @@ demo: $(STAMP) ## Run the demo
 
 test: $(STAMP) ## Run the tests (PYTEST_ARGS='-k name' narrows them)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+fuzz: $(STAMP) ## Send hostile frames for ten minutes (FUZZ_ARGS='--seconds 60 --seed 1')
+	@$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
 
 lint: $(STAMP) ## Check style, format and types
 	$(BIN)/ruff check .
@@ -80,7 +84,7 @@ PIP_QUIET := -qq --disable-pip-version-check --no-input
 
 # The pins reach the isolated build of the package itself only through the environment:
 # PIP_CONSTRAINT up to pip 25.2, PIP_BUILD_CONSTRAINT after.
-$(STAMP): pyproject.toml agentlace/_version.py broker/redis.conf $(PINS) | python
+$(STAMP): pyproject.toml agentlace/_version.py broker/redis.conf broker/users.acl $(PINS) | python
 	@found=$$("$(BIN)/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null); \
 	if [ "$$found" != "$(VERSION)" ]; then \
 		echo "==> making $(VENV) with Python $(VERSION)"; \

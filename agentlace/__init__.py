@@ -41,6 +41,7 @@ from agentlace.errors import (
     RequestTimeout,
     SchemaMismatch,
     StoreFull,
+    TlsFailed,
     UnknownRequest,
 )
 from agentlace.inference import InferenceClient, InferenceServer
@@ -82,6 +83,7 @@ __all__ = [
     "Retention",
     "SchemaMismatch",
     "StoreFull",
+    "TlsFailed",
     "TrainerClient",
     "TrainerConfig",
     "TrainerSMInterface",

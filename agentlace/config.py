@@ -121,7 +121,7 @@ class BrokerURL:
         path: of the Unix socket.
         db: number of the Redis database.
         namespace: prefix of every key; services of different namespaces never meet.
-        options: further query parameters, such as ``ssl_ca_certs``.
+        options: further query parameters, such as ``ca_file`` (:mod:`agentlace.transport.tls`).
     """
 
     scheme: str
@@ -149,7 +149,10 @@ class BrokerURL:
             ValueError: not such an address; the message does not repeat a password.
             BadSetting: AGENTLACE_PASSWORD_FILE is needed and holds none.
         """
-        parts = urlsplit(url if "://" in url else f"redis://{url}")
+        try:
+            parts = urlsplit(url if "://" in url else f"redis://{url}")
+        except ValueError:
+            raise ValueError("broker address that cannot be read") from None
         if parts.scheme not in SCHEMES:
             raise ValueError(
                 f"broker address with scheme {parts.scheme!r}: use one of "
@@ -182,7 +185,7 @@ class BrokerURL:
             host=host or "localhost",
             port=port or DEFAULT_PORT,
             path=unquote(parts.path) if parts.scheme == "unix" else "",
-            username=unquote(parts.username) if parts.username else None,
+            username=unquote(parts.username or os.environ.get("AGENTLACE_USERNAME", "")) or None,
             password=(
                 unquote(parts.password)
                 if parts.password

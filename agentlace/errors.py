@@ -5,6 +5,7 @@
     AgentlaceError
     ├── BrokerUnreachable    no broker answers at the address          (also a ConnectionError)
     ├── BrokerAuthFailed     the broker refuses the user or password   (also a PermissionError)
+    │   └── TlsFailed        the broker's certificate, or ours, is not accepted
     ├── PeerAbsent           the broker is there, the other node isn't (also a ConnectionError)
     ├── ConfigMismatch       both ends disagree about one config field (also a ValueError)
     ├── RequestTimeout       no reply before the deadline              (also a TimeoutError)
@@ -16,7 +17,7 @@
     ├── StoreFull            no room: a stream at its budget, a broker at maxmemory
     ├── ActorReplaced        a newer process took this actor's identity
     ├── AlreadyServed        another live server has this identity
-    ├── SchemaMismatch       a transition that does not fit its store  (also a ValueError)
+    ├── SchemaMismatch       data that do not fit their store or actor (also a ValueError)
     ├── NotEnoughData        a sample waited in vain for inserts       (also a TimeoutError)
     ├── CheckpointError      a checkpoint that cannot be saved or restored
     ├── MissingExtra         an optional dependency is not installed   (also an ImportError)
@@ -49,14 +50,42 @@ class BrokerUnreachable(AgentlaceError, ConnectionError):
 class BrokerAuthFailed(AgentlaceError, PermissionError):
     """The broker refuses the user, the password, or a command of this user."""
 
-    def __init__(self, url: str, reason: str = "") -> None:
-        """Name the address (without its password) and the broker's own words."""
+    def __init__(self, url: str, reason: str = "", user: str = "", command: str = "") -> None:
+        """Name the address (without its password) and the broker's own words.
+
+        Where the user was let in and may not do something, ``user`` and ``command`` say who may
+        not do what; the command has its key, never its values.
+        """
         self.url = url
         self.reason = reason
-        super().__init__(
-            f"the broker at {url} refuses this user or password ({reason}): put them into the "
-            "address (redis://user:password@host) or into AGENTLACE_PASSWORD"
-        )
+        self.user = user
+        self.command = command
+        if user:
+            what = f"does not let user {user!r} do {command or 'this'!r} ({reason})"
+            todo = "connect as the user whose role this is (docs/security.md says which)"
+        else:
+            what = f"refuses this user or password ({reason})"
+            todo = (
+                "put them into AGENTLACE_USERNAME and AGENTLACE_PASSWORD_FILE, into "
+                "AGENTLACE_PASSWORD, or into the address (redis://user:password@host)"
+            )
+        super().__init__(f"the broker at {url} {what}: {todo}")
+
+    @property
+    def is_forbidden(self) -> bool:
+        """Whether the user was let in, and this one command is what it may not do."""
+        return bool(self.user)
+
+
+class TlsFailed(BrokerAuthFailed):
+    """No TLS with the broker: a certificate is not accepted, or one end does not speak TLS."""
+
+    def __init__(self, url: str, reason: str, todo: str) -> None:
+        """Name the address (without its password), what is wrong, and what to do."""
+        self.url = url
+        self.reason = reason
+        self.user = self.command = ""
+        AgentlaceError.__init__(self, f"no TLS with the broker at {url}: {reason}: {todo}")
 
 
 class PeerAbsent(AgentlaceError, ConnectionError):
@@ -150,7 +179,10 @@ class AlreadyServed(AgentlaceError):
 
 
 class SchemaMismatch(AgentlaceError, ValueError):
-    """A transition that does not fit its store; nothing of it was stored."""
+    """A transition that does not fit its store, or a network that does not fit its actor.
+
+    Nothing of it was stored, nobody was called back with it.
+    """
 
     def __init__(self, path: str, reason: str) -> None:
         """Name the leaf and both shapes or dtypes."""

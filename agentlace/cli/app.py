@@ -13,7 +13,7 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-app.command("broker")(broker.run)
+app.add_typer(broker.app, name="broker")
 app.add_typer(consumers.app, name="consumers")
 app.add_typer(demos.app, name="demos")
 app.add_typer(rlds.app, name="rlds")

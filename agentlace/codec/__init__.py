@@ -9,6 +9,7 @@
     chunk.py     n transitions ⇄ one columnar frame
     shared.py    large frames that several rows refer to, stored once
     repeated.py  chunks of one structure, one after the other
+    signature.py what a tree must look like
     stamped.py   trees with a stamp, of one structure, one after the other
     unstamped.py their receiving end
     mark.py      where an episode begins, ends or is discarded ⇄ one frame
@@ -21,6 +22,7 @@ from agentlace.codec.chunk import Chunk, decode_chunk, encode_chunk
 from agentlace.codec.frame import Frame, Message, decode, encode, leaf_spans
 from agentlace.codec.mark import Mark, decode_mark, encode_mark
 from agentlace.codec.repeated import ChunkDecoder, ChunkEncoder
+from agentlace.codec.signature import Signature
 from agentlace.codec.stamped import StampedEncoder, encode_stamped
 from agentlace.codec.tree import MAX_FRAME_BYTES
 from agentlace.codec.unstamped import StampedDecoder
@@ -33,6 +35,7 @@ __all__ = [
     "Frame",
     "Mark",
     "Message",
+    "Signature",
     "StampedDecoder",
     "StampedEncoder",
     "decode",

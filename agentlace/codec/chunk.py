@@ -32,6 +32,9 @@ from agentlace.codec.tree import MAX_FRAME_BYTES, MAX_NDIM
 from agentlace.errors import DecodeError, EncodeError
 
 KIND = "chunk"
+MAX_OBJECTS = 1 << 20
+"""A chunk in columns has no more values and rows. Whoever reads its rows gets an object for each,
+of a hundred bytes and more, and columns without bytes would be millions of them for nothing."""
 _PYTHON_DTYPES = {bool: np.dtype("|b1"), int: np.dtype("<i8"), float: np.dtype("<f8")}
 _PLAIN_DTYPES = frozenset(_PYTHON_DTYPES.values())
 _FITS: dict[str, Callable[[Array], bool]] = {
@@ -105,6 +108,7 @@ def encode_chunk(rows: Sequence[Any], meta: Mapping[str, Any] | None = None) -> 
         tree, kinds = _columns(rows)
     except _Ragged:
         tree, kinds = rows, None
+    check_size(len(rows), kinds or "")
     header = {"n": len(rows), "kinds": kinds, "meta": dict(meta or {})}
     try:
         return encode(tree, KIND, header)
@@ -112,6 +116,12 @@ def encode_chunk(rows: Sequence[Any], meta: Mapping[str, Any] | None = None) -> 
         for row in rows:
             encode(row)  # raises with a path inside the transition
         raise
+
+
+def check_size(n: int, kinds: str) -> None:
+    """Raise EncodeError for more rows and leaves than travel in one chunk."""
+    if n * (len(kinds) + 1) > MAX_OBJECTS and n > 1:
+        raise EncodeError("", f"{n} rows of {len(kinds)} leaves are too many for one chunk")
 
 
 def decode_chunk(data: bytes | bytearray | memoryview) -> Chunk:
@@ -136,6 +146,8 @@ def decode_chunk(data: bytes | bytearray | memoryview) -> Chunk:
 def _check_columns(columns: list[Any], n: int, kinds: Any) -> None:
     if type(kinds) is not str or len(kinds) != len(columns):
         raise DecodeError("a chunk's columns do not match their kinds")
+    if n * (len(columns) + 1) > MAX_OBJECTS and n > 1:
+        raise DecodeError(f"a chunk of {n} rows of {len(columns)} leaves is too large")
     for column, kind in zip(columns, kinds, strict=True):
         if type(column) is not np.ndarray or column.shape[:1] != (n,):
             raise DecodeError("a chunk's columns do not match its count")

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import msgpack
 import numpy as np
 
-from agentlace.codec.chunk import KIND, Chunk, decode_chunk, encode_chunk
+from agentlace.codec.chunk import KIND, Chunk, check_size, decode_chunk, encode_chunk
 from agentlace.codec.frame import Frame, assemble, checked_header
 from agentlace.codec.shared import SHARE_BYTES, Array, joined
 from agentlace.codec.tree import (
@@ -116,6 +116,7 @@ class ChunkEncoder:
     def _made_header(self, n: int, meta: Mapping[str, Any]) -> bytes:
         """Return the header that the long way would give to n rows."""
         encoder, kinds = TreeEncoder(), "".join(map(_kind_of, _leaves(self._structure)))
+        check_size(n, kinds)
         tree = _mapped(self._structure, lambda leaf: Column(leaf.dtype, (n, *leaf.shape), []))
         packed = encoder.pack(tree)
         described = {"n": n, "kinds": kinds, "meta": dict(meta)}

@@ -23,7 +23,7 @@ from agentlace.codec.frame import (
 )
 from agentlace.codec.stamped import CODES, HEADER_BYTES
 from agentlace.codec.tree import Buffer, Mark, TreeDecoder, decode_scalar, unpack
-from agentlace.errors import DecodeError
+from agentlace.errors import DecodeError, MissingExtra
 
 KNOWN_BYTES = 1 << 20
 """Headers of so many bytes in all are remembered."""
@@ -140,6 +140,18 @@ class StampedDecoder:
         known = bytes(view[CRC_END : PREFIX_BYTES + len(header)])
         stamp, has_arrays = struct.Struct(planner.format), len(places) > 1
         self._known[known] = _Known(len(view), start, about, stamp, own.offset, has_arrays, plan)
+
+
+def stamp_in(data: Buffer, stamp: str) -> tuple[Any, ...]:
+    """Return the sender's own values in a frame, also if its tree cannot be read; () at worst."""
+    view = memoryview(data)
+    try:
+        header = checked_header(view)
+        places = places_of(unpack(header)[2][:1], PREFIX_BYTES + len(header), len(view))
+        _, _, offset, nbytes = next(iter(places))
+        return struct.unpack_from("<" + stamp, view[offset : offset + nbytes])
+    except (DecodeError, MissingExtra, StopIteration, struct.error, *DAMAGE):
+        return ()
 
 
 def _stamp_of(arrays: list[Array]) -> memoryview:

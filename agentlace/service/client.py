@@ -125,7 +125,7 @@ class Client:
                 return presence.absent(channel, self._keys)
         except BrokerUnreachable as error:
             return error
-        check_same(self._description, self._server["config"])
+        check_same(self._description, self._server.get("config", {}))
         return None
 
     def _server_token(self) -> str | None:
@@ -145,7 +145,7 @@ class Client:
 
     def _mismatch_with(self, server: presence.Info) -> ConfigMismatch | None:
         try:
-            check_same(self._description, server["config"])
+            check_same(self._description, server.get("config", {}))
         except ConfigMismatch as error:
             self._log.error("server %s was restarted: %s", self._keys.name, error)
             return error

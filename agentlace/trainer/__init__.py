@@ -7,6 +7,7 @@
     client.py           TrainerClient: an actor's end
     async_update.py     update() in a thread of its own
     episodes.py         where an actor's episodes begin and end
+    networks.py         an actor's networks: received, checked, and which of them it acts with
     outbox.py           one store's way from the actor into its stream
     checkpoints.py      a trainer's checkpoints: one save or restore at a time
     checkpointer.py     what is saved into a folder, and brought back

@@ -22,8 +22,8 @@ from agentlace.errors import (
 )
 from agentlace.trainer.async_update import FALSE_ERRORS, AsyncUpdate
 from agentlace.trainer.episodes import EpisodeMarks
+from agentlace.trainer.networks import NetworkClient
 from agentlace.trainer.outbox import Outbox
-from agentlace.trainer.pausable_client import PausableClient
 from agentlace.trainer.request_settings import RequestSettings
 from agentlace.trainer.stores import CONSUMER
 from agentlace.transport import presence
@@ -31,7 +31,6 @@ from agentlace.transport.backoff import Refrain
 from agentlace.transport.connection import Channel
 from agentlace.transport.producer import Producer
 from agentlace.transport.streams import Retention
-from agentlace.transport.weights import Version
 from agentlace.transport.weights_receiver import WeightsReceiver
 
 log = logging.getLogger(__name__)
@@ -40,7 +39,7 @@ CONFIRM_POLL_S = 0.002
 GOODBYE_TIMEOUT_S = 1.0
 
 
-class TrainerClient(PausableClient, EpisodeMarks):
+class TrainerClient(NetworkClient, EpisodeMarks):
     """An actor's connection to its trainer.
 
     Args:
@@ -112,7 +111,7 @@ class TrainerClient(PausableClient, EpisodeMarks):
         def retention() -> Retention:
             told = (self._server or {}).get("stores", {}).get(name)
             if told:  # while the trainer is away, what it told last holds
-                self._told[name] = Retention(**told)
+                self._told[name] = Retention.of_info(told)
             return self._told.get(name, Retention())
 
         def stores() -> int:
@@ -196,9 +195,9 @@ class TrainerClient(PausableClient, EpisodeMarks):
         """Return the outbox of a store that both ends know."""
         if name not in self._outboxes:
             raise UnknownRequest(f"this client has no store {name!r}, but {sorted(self._outboxes)}")
-        if self._server is not None and name not in self._server["stores"]:
+        if self._server is not None and name not in self._server.get("stores", {}):
             self._server = presence.read_peer(self._stream_channel, self._keys.server)
-            if self._server is not None and name not in self._server["stores"]:
+            if self._server is not None and name not in self._server.get("stores", {}):
                 raise UnknownRequest(
                     f"the trainer has no store {name!r}, but {sorted(self._server['stores'])}"
                 )
@@ -272,41 +271,6 @@ class TrainerClient(PausableClient, EpisodeMarks):
             if now - self._last_call < 1 / limit:
                 raise RateLimited(f"more than rate_limit={limit} calls per second")
             self._last_call = now
-
-    def recv_network_callback(self, callback: Callable[[Any], object]) -> None:
-        """Call back with each newest network, the present one at once.
-
-        Each version comes at most once and never after a newer one; versions may be skipped.
-        What a trainer before the present one has left at the broker does not come: it may be
-        of another run and not fit this one's agent. The callback runs in a thread of its own
-        and gets a tree of its own.
-
-        Raises:
-            Closed: after :meth:`stop`.
-        """
-        self._check_usable()
-        receiver = WeightsReceiver(self._broker, self._keys, callback)
-        began_ms = (self._server or {}).get("began_ms", 0)
-        receiver.version = Version(began_ms, 0)
-        self._receivers.append(receiver)
-        receiver.start()
-
-    @property
-    def _policy(self) -> Version | None:
-        """Version of the newest network received."""
-        versions = [r.version for r in self._receivers if r.version and r.version.number]
-        return max(versions, default=None)
-
-    @property
-    def policy_version(self) -> int | None:
-        """Number of the newest network received, None before the first."""
-        return None if self._policy is None else self._policy.number
-
-    @property
-    def policy_age_s(self) -> float | None:
-        """Seconds since the trainer published the newest network received."""
-        ages = [receiver.age_s for receiver in self._receivers]
-        return min((age for age in ages if age is not None), default=None)
 
     @property
     def lost(self) -> int:

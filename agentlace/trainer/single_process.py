@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from agentlace.codec import Signature
+from agentlace.errors import SchemaMismatch
 from agentlace.trainer.checkpointer import Source
 from agentlace.trainer.checkpoints import Checkpoints, Networks
 from agentlace.trainer.manifest import Positions, SavedStore
@@ -60,6 +62,8 @@ class TrainerSMInterface(Pausable):
         self._newest: tuple[int, Any, float] | None = None
         self._delivered = 0
         self._handed = 0
+        self._check: Callable[[Any], None] | None = None
+        self._refusal: SchemaMismatch | None = None
         self._is_delivering = False
         self._pause = PauseState()
         self._pauses = 0
@@ -82,10 +86,17 @@ class TrainerSMInterface(Pausable):
         """End the pause; if there is none, nothing happens."""
         self._pause.tell("")
 
-    def recv_network_callback(self, callback: Callable[[Any], object]) -> None:
-        """Call back with each network, the newest one at once if there is one."""
+    def recv_network_callback(self, callback: Callable[[Any], object], expect: Any = None) -> None:
+        """Call back with each network, the newest one at once if there is one.
+
+        Args:
+            callback: called with the tree.
+            expect: a tree like the networks that are expected; one that differs in structure,
+                shape or dtype is refused, and :attr:`refused_network` says why.
+        """
+        check = None if expect is None else Signature(expect).check
         with self._lock:
-            self._network_callback, self._handed = callback, 0
+            self._network_callback, self._check, self._handed = callback, check, 0
         self._deliver()
 
     def publish_network(self, payload: Any) -> int:
@@ -102,12 +113,24 @@ class TrainerSMInterface(Pausable):
         while (due := self._take()) is not None:
             callback, number, tree = due
             try:
-                callback(tree)
+                if self._fits(tree, number):
+                    callback(tree)
             except Exception:
                 log.exception("the callback for network %d raised", number)
             finally:
                 with self._lock:
                     self._is_delivering = False
+
+    def _fits(self, tree: Any, number: int) -> bool:
+        try:
+            if self._check is not None:
+                self._check(tree)
+        except SchemaMismatch as error:
+            self._refusal = error
+            log.error("network %d is refused, the one before it stays: %s", number, error)
+            return False
+        self._refusal, self._delivered = None, number
+        return True
 
     def _take(self) -> tuple[Callable[[Any], object], int, Any] | None:
         """Return what this thread is to deliver; None if nothing, or if another call is at it."""
@@ -118,8 +141,13 @@ class TrainerSMInterface(Pausable):
             if newest[0] <= self._handed:
                 return None
             self._is_delivering = True
-            self._handed = self._delivered = newest[0]
+            self._handed = newest[0]
             return callback, newest[0], newest[1]
+
+    @property
+    def refused_network(self) -> SchemaMismatch | None:
+        """Why the newest network was refused; None if it was not, or a later one fits."""
+        return self._refusal
 
     @property
     def published_version(self) -> int:

@@ -4,6 +4,7 @@
 
     keys.py                 every key's name, type, bound and expiry
     connection.py           where the broker is; the only module that knows redis-py's errors
+    tls.py                  certificates: what is checked, and what went wrong
     refusals.py             what the broker's refusals mean
     discovery.py            which server to connect to, of a cluster or under sentinels
     encounters.py           which server each channel has met
@@ -19,6 +20,7 @@
     memory.py               a broker inside this process
     embedded.py             a broker process that needs no installation
     server_process.py       its program and its configuration
+    secured.py              a directory with users, passwords and certificates for it
     supervisor.py           the process that keeps it while somebody uses it
     presence.py             who is there; the lease of a server
     requests.py             act, obs, call, request: the caller's end

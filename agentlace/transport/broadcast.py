@@ -130,7 +130,7 @@ class BroadcastWatcher:
         """Whether an observation comes after the last one; counts those in between."""
         try:
             source, number = str(meta["source"]), int(meta["number"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DecodeError(f"an observation without {error}") from error
         if self._last and self._last[0] == source:
             if number <= self._last[1]:

@@ -56,6 +56,7 @@ class Channel:
         self.connected_s = 0.0
         self._link: Link | None = None
         self._owed = 0
+        self._sent: Sequence[Command] = ()
         self._asked = 0.0
         self._backoff = Backoff()
         self._failure: tuple[float, AgentlaceError] | None = None
@@ -167,11 +168,13 @@ class Channel:
             self._give_up(error)
         if popped is not None:
             self._owed = 0
+        else:
+            self._sent = envelope.commands(frame)
         return popped
 
     def _write(self, commands: Sequence[Command], timeout_s: float | None) -> None:
         link, buffers = self._current(), resp.pack(commands)
-        self._owed = len(commands)
+        self._owed, self._sent = len(commands), commands
         try:
             link.limit(self.timeout_s if timeout_s is None else timeout_s)
             resp.write(link.sock, buffers)
@@ -186,7 +189,12 @@ class Channel:
             reply = link.reader.read()
         except BaseException as error:
             self._give_up(error)
+        if type(reply) is ErrorReply:
+            sent, number = self._sent, len(self._sent) - self._owed
+            reply.command = resp.described(sent[number]) if 0 <= number < len(sent) else ""
         self._owed -= 1
+        if not self._owed:
+            self._sent = ()  # its arrays may be large
         return reply
 
     def _give_up(self, error: BaseException) -> NoReturn:
@@ -284,6 +292,7 @@ class Channel:
         """Drop the connection; the next use connects anew."""
         with self._guard:
             link, self._link, self._owed = self._link, None, 0
+            self._sent = ()
         if link is not None:
             with contextlib.suppress(OSError):
                 link.disconnect()

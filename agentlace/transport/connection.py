@@ -24,6 +24,7 @@ from agentlace.errors import (
     BrokerAuthFailed,
     BrokerUnreachable,
 )
+from agentlace.transport import tls
 from agentlace.transport.channel import CONNECT_TIMEOUT_S, MARGIN_S, Channel
 from agentlace.transport.clock import Clock
 from agentlace.transport.cluster_channel import ClusterChannel
@@ -46,7 +47,6 @@ _AUTH_ERRORS = (
     redis.AuthenticationError,
     redis.exceptions.AuthenticationWrongNumberOfArgsError,
     redis.exceptions.AuthorizationError,
-    redis.exceptions.NoPermissionError,
 )
 _RETRY_ERRORS = (
     redis.BusyLoadingError,
@@ -62,8 +62,12 @@ def mapped(error: Exception, url: BrokerURL) -> AgentlaceError:
     if isinstance(error, AgentlaceError):
         return error
     text = str(error) or type(error).__name__
+    if url.has_tls and (trouble := tls.failure(error, url)):
+        return trouble
     if isinstance(error, ErrorReply):
-        return mapped_refusal(error.code, text, url)
+        return mapped_refusal(error.code, text, url, error.command)
+    if isinstance(error, redis.exceptions.NoPermissionError):
+        return mapped_refusal("NOPERM", text, url)
     if isinstance(error, _AUTH_ERRORS):
         return BrokerAuthFailed(str(url), text)
     if isinstance(error, redis.OutOfMemoryError):
@@ -95,6 +99,8 @@ class Broker:
         elif url.has_sentinels:
             ask = partial(self._link_to, sentinel=True)
             self._servers = Sentinels(url, self._link_to, ask, self.mapped)
+        self._looked_at_tls = False
+        self._tls: dict[str, Any] | None = None
         self._clock = Clock()
         self._encounters = Encounters()
 
@@ -182,7 +188,21 @@ class Broker:
         try:
             return _linked(self._connected(timeout_s))
         except Exception as error:
-            raise self.mapped(error) from error
+            raise self._seen_closer(self.mapped(error), error) from error
+
+    def _seen_closer(self, trouble: AgentlaceError, error: Exception) -> AgentlaceError:
+        """Return what is wrong with a server that hung up: often one end does not speak TLS.
+
+        It is looked at once, as that costs a connection.
+        """
+        if type(trouble) is not BrokerUnreachable or self._looked_at_tls:
+            return trouble
+        if self.url.scheme not in ("redis", "rediss") or isinstance(error.__cause__, OSError):
+            return trouble  # nobody has answered
+        if self.url.scheme == "redis" and isinstance(error, redis.TimeoutError):
+            return trouble
+        self._looked_at_tls = True
+        return tls.look_closer(self.url, self._tls) or trouble
 
     def doubt(self) -> None:
         """Take note that keys may have moved to other servers."""
@@ -210,6 +230,7 @@ class Broker:
                 self._socket_path, self._looked_for_socket = None, False
         server = (url.path, UNIX_SOCKET) if url.scheme == "unix" else (url.host, url.port)
         connection = self._connect(server, timeout_s)
+        self._looked_at_tls = True  # this end and that one have understood each other
         if not self._looked_for_socket:
             self._looked_for_socket = True
             return self._moved_to_socket(connection, timeout_s)
@@ -224,14 +245,15 @@ class Broker:
             protocol=2,
             socket_timeout=timeout_s,
             retry=Retry(NoBackoff(), 0),
-            client_name="agentlace",
         )
         connection: Connection
         if port == UNIX_SOCKET:
             connection = _redis.UnixDomainSocketConnection(path=host, **kwargs)
         else:
             kind = _redis.SSLConnection if url.has_tls else _redis.Connection
-            kwargs.update(url.options if url.has_tls else ())
+            if url.has_tls:
+                self._tls = self._tls or tls.settings_of(url)
+                kwargs.update(self._tls)
             connection = kind(host=host, port=port, socket_connect_timeout=timeout_s, **kwargs)
         try:
             connection.connect()
@@ -271,7 +293,7 @@ def _linked(connection: Connection) -> Link:
                 sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
         else:
             server = (connection.host, connection.port)
-        client_id = _client_id(connection)
+        client_id = _introduced(connection)
         return Link(sock, ReplyReader(sock), client_id, connection.disconnect, server)
     except BaseException:
         connection.disconnect()
@@ -299,10 +321,16 @@ def _run_of(info: Any) -> bytes:
     return next((line for line in lines if line.startswith(b"run_id:")), b"")
 
 
-def _client_id(connection: Connection) -> int | None:
-    """Return the connection's number at the server, None if this user may not ask."""
-    connection.send_command("CLIENT", "ID")
-    try:
-        return int(connection.read_response())
-    except redis.ResponseError:
-        return None
+def _introduced(connection: Connection) -> int | None:
+    """Give the connection its name in CLIENT LIST, and return its number there.
+
+    A user who may do neither is as welcome: its number is None.
+    """
+    number = None
+    for command in (("SETNAME", "agentlace"), ("ID",)):
+        connection.send_command("CLIENT", *command)
+        try:
+            number = connection.read_response()
+        except redis.ResponseError:
+            number = None
+    return number if isinstance(number, int) else None

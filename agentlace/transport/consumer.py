@@ -10,7 +10,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from agentlace import codec
-from agentlace.errors import AgentlaceError, AlreadyServed, Closed, DecodeError
+from agentlace.errors import (
+    AgentlaceError,
+    AlreadyServed,
+    Closed,
+    DecodeError,
+)
 from agentlace.transport.backoff import Backoff
 from agentlace.transport.connection import MARGIN_S, Broker
 from agentlace.transport.cursor import Cursor, Lease
@@ -19,9 +24,9 @@ from agentlace.transport.keys import ServiceKeys
 from agentlace.transport.streams import (
     START,
     StreamId,
-    expire_if_read,
-    forget_if_read,
+    names_in,
     newest_id,
+    tidied,
 )
 
 log = logging.getLogger(__name__)
@@ -184,7 +189,7 @@ class Consumer:
     def _join(self, entries: list[Any]) -> None:
         for entry_id, fields in entries:
             self._joined = bytes(entry_id).decode()
-            self._actors.add(bytes(fields[1]).decode())
+            self._actors.update(names_in(fields[1:2]))
 
     def _take(self, actor: str, entry: StreamId, fields: list[Any]) -> None:
         """Apply one entry, then tell of it."""
@@ -241,7 +246,7 @@ class Consumer:
 
     def _reject(self, actor: str, entry: StreamId, count: int, reason: BaseException) -> None:
         log.error(
-            "store %r rejected %d transitions of actor %r, of chunk %s: %s",
+            "store %r rejected %d transitions of actor %r, of chunk %s: %.1000s",
             self._keys.name,
             count,
             actor,
@@ -269,16 +274,16 @@ class Consumer:
     def _poll_actors(self) -> None:
         """Read the set of actors, and tidy up after those that are gone."""
         channel = self._channel
-        found = {bytes(actor).decode() for actor in channel.call("SMEMBERS", self._keys.actors)}
-        closed = {bytes(actor).decode() for actor in channel.call("SMEMBERS", self._keys.closed)}
+        found = set(names_in(channel.call("SMEMBERS", self._keys.actors)))
+        closed = set(names_in(channel.call("SMEMBERS", self._keys.closed)))
         self._actors = found
         self._cursor.publish()
         for actor in found:
-            if actor in closed:
-                if forget_if_read(channel, self._keys, actor):
-                    self._actors = self._actors - {actor}
-            elif not channel.at(self._service.prefix).call("EXISTS", self._service.client(actor)):
-                expire_if_read(channel, self._keys, actor)
+            has_left, service = actor in closed, channel.at(self._service.prefix)
+            if not has_left and service.call("EXISTS", self._service.client(actor)):
+                continue
+            if tidied(channel, self._keys, actor, has_left):
+                self._actors = self._actors - {actor}
 
     def stop(self) -> None:
         """Stop reading, publish the last cursors, and tidy up after actors that are gone.

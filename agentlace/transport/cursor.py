@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from agentlace.errors import AlreadyServed, StoreFull
+from agentlace.errors import AlreadyServed, BrokerAuthFailed, StoreFull
 from agentlace.transport.connection import Channel
 from agentlace.transport.keys import SEEN_MS, StoreKeys
 from agentlace.transport.presence import read_peer
@@ -220,8 +220,14 @@ class Cursor:
             others = cursors(self._channel, self._keys, actor)
             others.pop(self._name, None)
             read = min([position, *others.values()])
-            if read != START:
+            if read == START:
+                continue
+            try:
                 self._channel.call("XTRIM", self._keys.stream(actor), "MINID", str(read.next()))
+            except BrokerAuthFailed as error:  # a recorder only reads; the actors trim as well
+                if not error.is_forbidden:
+                    raise
+                return
 
 
 def _hset(key: str, positions: Mapping[str, StreamId]) -> list[Command]:

@@ -18,7 +18,14 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from agentlace.errors import AgentlaceError, AlreadyServed, DecodeError, PeerAbsent, StoreFull
+from agentlace.errors import (
+    AgentlaceError,
+    AlreadyServed,
+    BrokerAuthFailed,
+    DecodeError,
+    PeerAbsent,
+    StoreFull,
+)
 from agentlace.transport.backoff import Backoff
 from agentlace.transport.connection import Broker, Channel
 from agentlace.transport.keys import HEARTBEAT_S, LEASE_MS, SEEN_MS, ServiceKeys
@@ -32,8 +39,12 @@ CLOCK_EVERY_S = 30.0
 PEER_POLL_S = 0.05
 
 Info = dict[str, Any]
+MAX_NUMBER = 1 << 50
+"""No process ID is larger, and no time in milliseconds for the next 30,000 years."""
 _PRESENT: Info = {"role": "node", "name": "?", "host": "?", "pid": 0, "token": "", "progress_ms": 0}
 """What every node says of itself."""
+_TYPES: dict[str, type] = {name: type(value) for name, value in _PRESENT.items()}
+_TYPES |= {"machine": str, "started": str, "config": dict, "stores": dict, "began_ms": int}
 
 
 def read_peer(channel: Channel, key: str) -> Info | None:
@@ -46,9 +57,21 @@ def read_peer(channel: Channel, key: str) -> Info | None:
     if value is None:
         return None
     try:
-        return _PRESENT | dict(json.loads(bytes(value)))
-    except (TypeError, ValueError) as error:
-        raise DecodeError(f"the presence key {key} is damaged: {error}") from error
+        return _checked(_PRESENT | dict(json.loads(bytes(value))))
+    except (TypeError, ValueError, RecursionError) as error:
+        reason = str(error)[:200]
+        raise DecodeError(f"the presence key {key} is damaged: {reason}") from error
+
+
+def _checked(told: Info) -> Info:
+    """Return what a node says if it is of the right types; raises ValueError."""
+    for name in _TYPES.keys() & told.keys():
+        value, kind = told[name], _TYPES[name]
+        if type(value) is not kind and not (name == "progress_ms" and type(value) is float):
+            raise ValueError(f"{name} is a {type(value).__name__}")
+        if isinstance(value, (int, float)) and not 0 <= value <= MAX_NUMBER:
+            raise ValueError(f"{name} is {value!r:.50}")
+    return told
 
 
 def absent(channel: Channel, keys: ServiceKeys) -> PeerAbsent:
@@ -99,7 +122,7 @@ def _is_dead(peer: Info) -> bool:
         os.kill(peer["pid"], 0)
     except ProcessLookupError:
         return True
-    except (OSError, TypeError):
+    except (OSError, OverflowError):
         return False
     return bool(peer.get("started")) and _start_time(peer["pid"]) not in ("", peer["started"])
 
@@ -139,6 +162,7 @@ class Presence:
         self._measured = time.monotonic()
         self._met_connects = 0
         self._beaten_s = 0.0
+        self._is_hidden = False
         self.replaced = threading.Event()
 
     def acquire(self, exclusive: bool) -> None:
@@ -159,6 +183,14 @@ class Presence:
             self._stop.wait(PEER_POLL_S)
         if not exclusive:
             self._write(self._channel)
+
+    def _note_forbidden(self, error: BrokerAuthFailed) -> None:
+        """Go on unannounced if this user may only read; a server must be found."""
+        if not error.is_forbidden or self.info["role"] == "server":
+            raise error
+        if not self._is_hidden:
+            log.warning("%s goes unannounced: %s", self.info["name"], error)
+        self._is_hidden = True
 
     def _already_served(self, peer: Info) -> AlreadyServed:
         return AlreadyServed(
@@ -187,6 +219,8 @@ class Presence:
 
     def _write(self, channel: Channel) -> None:
         """Refresh the key, unless another server has taken it while this one was away."""
+        if self._is_hidden:
+            return
         channel.call("WATCH", self._key)
         peer = read_peer(channel, self._key)
         if peer and peer["token"] != self.info["token"] and self.info.get("exclusive"):
@@ -201,6 +235,8 @@ class Presence:
                 channel.call("SET", self._seen, value, "PX", SEEN_MS)
         except StoreFull:  # a full broker lets nobody write, but everybody stay
             channel.call("PEXPIRE", self._key, LEASE_MS)
+        except BrokerAuthFailed as error:
+            self._note_forbidden(error)
 
     def _replace(self, peer: Info) -> None:
         if self.replaced.is_set():
@@ -270,7 +306,7 @@ class Presence:
                 self._channel.interrupt()
                 thread.join(JOIN_TIMEOUT_S)
         with contextlib.suppress(AgentlaceError), self._lock:
-            if self._channel.is_connected:
+            if self._channel.is_connected and not self._is_hidden:
                 self._remove_key()
         self._channel.close()
 

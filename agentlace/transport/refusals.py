@@ -5,7 +5,7 @@ from __future__ import annotations
 from agentlace.config import BrokerURL
 from agentlace.errors import AgentlaceError, BrokerAuthFailed, BrokerUnreachable, StoreFull
 
-_AUTH_CODES = frozenset({"NOAUTH", "WRONGPASS", "NOPERM", "DENIED"})
+_AUTH_CODES = frozenset({"NOAUTH", "WRONGPASS", "DENIED"})
 _MOVING_CODES = frozenset({"MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN"})
 _DEMOTED_CODES = frozenset({"READONLY", "MASTERDOWN", "NOREPLICAS", "UNBLOCKED"})
 _RETRY_CODES = frozenset({"LOADING", *_MOVING_CODES, *_DEMOTED_CODES})
@@ -24,8 +24,10 @@ class Passing(BrokerUnreachable):
     """The server that was asked cannot serve just now; it will soon, or another one does."""
 
 
-def mapped_refusal(code: str, text: str, url: BrokerURL) -> AgentlaceError:
-    """Return the agentlace error for a refusal, given its code and its whole text."""
+def mapped_refusal(code: str, text: str, url: BrokerURL, command: str = "") -> AgentlaceError:
+    """Return the agentlace error for a refusal: its code, its whole text, and what was refused."""
+    if code == "NOPERM":
+        return BrokerAuthFailed(str(url), text, url.username or "default", command)
     if code in _AUTH_CODES:
         return BrokerAuthFailed(str(url), text)
     if code in _RETRY_CODES:

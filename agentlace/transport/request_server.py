@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from agentlace.codec import Frame, StampedDecoder, StampedEncoder, encode_stamped
+from agentlace.codec.unstamped import stamp_in
 from agentlace.errors import AgentlaceError, Closed, DecodeError, EncodeError, UnknownRequest
 from agentlace.transport import facts
-from agentlace.transport.backoff import Backoff
+from agentlace.transport.backoff import Backoff, Refrain
 from agentlace.transport.connection import MARGIN_S, Broker
 from agentlace.transport.envelope import Envelope
 from agentlace.transport.keys import REPLY_MS, ServiceKeys
@@ -31,6 +32,10 @@ AT_MOST_ONCE = frozenset({"act", "request"})
 """Kinds of request that are never executed twice; all others are pure and may be."""
 REMEMBERED_CALLERS = 256
 """Of so many callers the last replies are remembered."""
+REMEMBERED_BYTES = 64 << 20
+"""Their replies together; the oldest go first."""
+NAME_CHARS = 1024
+"""No name in a request is longer."""
 REMEMBERED_REPLIES = 4
 """So many of each: a caller may repeat one request while others of its threads go on."""
 CALLERS = 1024
@@ -70,8 +75,9 @@ class _Call(NamedTuple):
             what, name, run, repeats = (meta[key] for key in ("what", "name", "run", "repeats"))
         except KeyError as error:
             raise DecodeError(f"a request without {error}") from error
-        if any(type(text) is not str for text in (what, name, run, repeats or "")):
-            raise DecodeError("a request whose names are not strings")
+        texts = (what, name, run, repeats or "")
+        if any(type(text) is not str or len(text) > NAME_CHARS for text in texts):
+            raise DecodeError(f"a request whose names are no strings of at most {NAME_CHARS}")
         replies = StampedEncoder(REPLY, {"status": "ok"}, REPLY_STAMP)
         return cls(what, name, run, repeats, replies)
 
@@ -103,12 +109,15 @@ class RequestServer:
         self._thread: threading.Thread | None = None
         self._is_ending = False
         self._remembered: OrderedDict[bytes, OrderedDict[int, Frame]] = OrderedDict()
+        self._remembered_bytes = 0
+        self._refrain = Refrain()
         self._decoder = StampedDecoder(REQUEST, REQUEST_STAMP, _Call.of)
         self._envelopes: dict[bytes, Envelope] = {}
         self._run = ""
         self._connects = 0
         self.answered = 0
         self.expired = 0
+        self.unreadable = 0
 
     def start(self) -> None:
         """Serve in a thread of its own."""
@@ -186,7 +195,7 @@ class RequestServer:
         try:
             call, (number, deadline_ms, caller, *_), payload = self._decoder.decode(data)
         except AgentlaceError as error:
-            log.error("%s dropped a request that it cannot read: %s", self._keys.name, error)
+            self._note_unreadable(data, error)
             return None
         replies = self._remembered.get(caller)
         if replies and number in replies:
@@ -204,6 +213,15 @@ class RequestServer:
         if call.what in AT_MOST_ONCE:
             self._remember(caller, number, reply)
         return self._envelopes.get(caller) or self._envelope(caller), reply
+
+    def _note_unreadable(self, data: Any, error: AgentlaceError) -> None:
+        """Say who sent a request that cannot be read, as far as that can be told."""
+        self.unreadable += 1
+        if self._refrain.is_due(error):
+            found = [value.hex() for value in stamp_in(data, REQUEST_STAMP) if type(value) is bytes]
+            sender = self._keys.reply(found[0]) if found else "somebody"
+            text = "%s dropped a request that it cannot read, of %s: %.1000s%s"
+            log.error(text, self._keys.name, sender, error, self._refrain.note())
 
     def _envelope(self, caller: bytes) -> Envelope:
         """Return what encloses a reply to a caller: its push, its expiry, and the next pop."""
@@ -239,11 +257,15 @@ class RequestServer:
         is_own = len(reply.parts) == 1 and type(reply.parts[0]) is bytes
         replies = self._remembered.setdefault(caller, OrderedDict())
         replies[number] = reply if is_own else Frame([bytes(reply)], reply.nbytes)
+        self._remembered_bytes += reply.nbytes
         self._remembered.move_to_end(caller)
         if len(replies) > REMEMBERED_REPLIES:
-            replies.popitem(last=False)
-        if len(self._remembered) > REMEMBERED_CALLERS:
-            self._remembered.popitem(last=False)
+            self._remembered_bytes -= replies.popitem(last=False)[1].nbytes
+        while len(self._remembered) > 1 and (
+            len(self._remembered) > REMEMBERED_CALLERS or self._remembered_bytes > REMEMBERED_BYTES
+        ):
+            _, gone = self._remembered.popitem(last=False)
+            self._remembered_bytes -= sum(frame.nbytes for frame in gone.values())
 
     def stop(self) -> None:
         """Stop serving; a handler that is running may finish first (JOIN_TIMEOUT_S)."""

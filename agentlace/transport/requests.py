@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
 from agentlace.codec import Frame, StampedDecoder, StampedEncoder
-from agentlace.codec.unstamped import Stamped
+from agentlace.codec.unstamped import Stamped, stamp_in
 from agentlace.errors import (
     AgentlaceError,
     BrokerUnreachable,
@@ -218,14 +218,22 @@ class RequestClient:
             channel.disconnect()  # nobody waits any more for what was sent behind a refusal
             raise
         while True:
-            if data is not None:
-                reply = self._decoder.decode(data)
-                if reply[1][0] == ticket.id:  # else it answers one that has timed out
-                    return reply
+            reply = None if data is None else self._decoded(data, ticket)
+            if reply is not None and reply[1][0] == ticket.id:  # else it answers one that timed out
+                return reply
             left_s = end - time.monotonic()
             if left_s <= 0:
                 return None
             data = self._pop(left_s)
+
+    def _decoded(self, data: Any, ticket: Ticket) -> Stamped | None:
+        """Return a reply; None if it cannot be read and is not what is waited for."""
+        try:
+            return self._decoder.decode(data)
+        except AgentlaceError:
+            if stamp_in(data, REPLY_STAMP) == (ticket.id,):
+                raise
+            return None  # no server has sent it
 
     def _first_popped(self, timeout_s: float) -> Any:
         """Receive one by one what answers a push and a pop; returns a reply's bytes, if it came."""

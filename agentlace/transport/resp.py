@@ -47,12 +47,23 @@ class ProtocolError(Exception):
 
 
 class ErrorReply(Exception):
-    """An error that the server answered: its code (``WRONGPASS``) and its whole text."""
+    """An error that the server answered: its code (``WRONGPASS``) and its whole text.
+
+    ``command`` is what it answered, with its key and without its values, as far as is known.
+    """
 
     def __init__(self, text: str) -> None:
         """Split the code off the server's text."""
         super().__init__(text)
         self.code = text.split(" ", 1)[0]
+        self.command = ""
+
+
+def described(command: Command) -> str:
+    """Return a command's name and the first key or channel in it, without any value."""
+    name = str(command[0])
+    texts = (argument for argument in command[1:3] if isinstance(argument, str))
+    return next((f"{name} {text}" for text in texts if text.startswith("al:")), name)
 
 
 def pack(commands: Iterable[Command]) -> list[Buffer]:

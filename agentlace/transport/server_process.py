@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
@@ -107,21 +107,28 @@ class Settings:
             "include": str(redis_conf()),
             "bind": self.host,
             "port": str(self.port),
-            "unixsocketperm": "700",
-            "maxmemory": self.maxmemory or str(_default_maxmemory()),
+            "maxmemory": self.maxmemory or str(default_maxmemory()),
             "daemonize": "no",
             "loglevel": "notice",
             "dir": str(Path(self.directory).resolve() if self.directory else runtime_directory()),
             "appendonly": "yes" if self.directory else "no",
             "appendfsync": self.appendfsync,
             "save": "",
+            **self._socket(),
         }
-        if len(os.fsencode(self.socket_path)) <= SOCKET_PATH_BYTES:
-            settings["unixsocket"] = str(self.socket_path)
         if self.password:
             settings["requirepass"] = self.password
-        lines = [f"{name} {_quoted(value)}\n" for name, value in settings.items()]
-        return "".join(lines) + self._user()
+        return "\n".join(self._lines(settings)) + "\n" + self._user()
+
+    def _socket(self) -> dict[str, str]:
+        """Return the settings of the Unix socket, if its path is short enough for one."""
+        if len(os.fsencode(self.socket_path)) > SOCKET_PATH_BYTES:
+            return {}
+        return {"unixsocket": str(self.socket_path), "unixsocketperm": "700"}
+
+    @staticmethod
+    def _lines(settings: Mapping[str, str]) -> list[str]:
+        return [f"{name} {_quoted(value)}" for name, value in settings.items()]
 
     def _user(self) -> str:
         """Return the line that lets ``username`` in; the default user has one already."""
@@ -170,21 +177,35 @@ def failure(settings: Settings, output: str) -> AgentlaceError:
                 return BadSetting("port", settings.port, f"{reason}: choose one above 1023")
             todo = "choose an address that this machine has"
             return BadSetting("host", settings.host, f"{reason}: {todo}")
+    if "finding TLS support" in output or ("Bad directive" in output and "'tls-" in output):
+        todo = "install one with TLS (apt install redis-server), or go without it (--no-tls)"
+        return BadSetting(
+            "dir", settings.directory, f"{find_server()} was built without TLS: {todo}"
+        )
+    if "ACL errors" in output:
+        problem = f"{find_server()} does not take its users.acl: it needs Redis 7 or Valkey"
+        return BadSetting("dir", settings.directory, problem)
     telling = [line for line in lines if "rror" in line]
     words = (telling or lines or ["no output"])[-1].strip()
     return BrokerUnreachable(str(settings.url), f"the server ended: {words}", hint="")
 
 
-def _default_maxmemory() -> int:
+def default_maxmemory() -> int:
+    """Return the bytes for data where nobody has said how many."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min(DEFAULT_MAXMEMORY_BYTES, memory // 2)
 
 
+def broker_file(name: str) -> Path:
+    """Return the path of a file that operators deploy too, such as ``redis.conf``."""
+    package = Path(__file__).resolve().parents[1]
+    in_checkout = package.parent / "broker" / name
+    return in_checkout if in_checkout.exists() else package / "_broker" / name
+
+
 def redis_conf() -> Path:
     """Return the path of the ``redis.conf`` that operators deploy too."""
-    package = Path(__file__).resolve().parents[1]
-    in_checkout = package.parent / "broker" / "redis.conf"
-    return in_checkout if in_checkout.exists() else package / "_broker" / "redis.conf"
+    return broker_file("redis.conf")
 
 
 def find_server() -> str:

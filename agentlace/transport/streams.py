@@ -13,13 +13,21 @@ were a transition; so retries, fences and gaps are the same for both.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
-from agentlace.errors import DecodeError
+from agentlace.errors import BrokerAuthFailed, DecodeError
 from agentlace.transport.connection import Channel, Refused
 from agentlace.transport.keys import FENCE_MS, JOINED_MAX, ORPHAN_MS, StoreKeys
-from agentlace.transport.resp import ErrorReply, Reply
+from agentlace.transport.resp import Reply
+
+log = logging.getLogger(__name__)
+
+
+MAX_NUMBER = (1 << 64) - 1
 
 
 class StreamId(NamedTuple):
@@ -34,6 +42,8 @@ class StreamId(NamedTuple):
 
     def next(self) -> StreamId:
         """Return the first position after this one."""
+        if self.number == MAX_NUMBER:
+            return StreamId(self.incarnation + 1, 0)
         return StreamId(self.incarnation, self.number + 1)
 
     @classmethod
@@ -68,6 +78,14 @@ class Retention:
             raise ValueError(f"when_full={self.when_full!r}: use 'block' or 'drop_oldest'")
         if self.max_bytes <= 0:
             raise ValueError(f"max_bytes={self.max_bytes} must be positive")
+
+    @classmethod
+    def of_info(cls, told: Any) -> Retention:
+        """Return what a server's presence says; the default where that makes no sense."""
+        try:
+            return cls(int(told["max_bytes"]), told["when_full"])
+        except (KeyError, TypeError, ValueError, OverflowError):
+            return cls()
 
     def to_info(self) -> dict[str, Any]:
         """Return what the server's presence says of it."""
@@ -105,6 +123,30 @@ def announce(channel: Channel, keys: StoreKeys, actor: str) -> tuple[int, bytes]
     return int(actors), bytes(data or b"")
 
 
+def names_in(reply: Iterable[Reply]) -> list[str]:
+    """Return the names in a broker's answer; what is no text is no name of ours, and left out."""
+    found = []
+    for name in reply:
+        try:
+            found.append(bytes(name).decode())
+        except UnicodeDecodeError:
+            _note_no_name(bytes(name[:40]))
+    return found
+
+
+@lru_cache(maxsize=256)
+def _note_no_name(name: bytes) -> None:
+    log.error("%r among the actors or consumers is no name, and is left out", name)
+
+
+def _position(reply: Reply) -> StreamId:
+    """Return a cursor's position; START, up to which nothing is trimmed, if it is none."""
+    try:
+        return START if reply is None else StreamId.parse(reply)
+    except (DecodeError, TypeError):
+        return START
+
+
 def role_of(consumer: str) -> str:
     """Return what a consumer is; behind a colon its name says which one of these."""
     return consumer.partition(":")[0]
@@ -112,7 +154,7 @@ def role_of(consumer: str) -> str:
 
 def consumers(channel: Channel, keys: StoreKeys) -> list[str]:
     """Return the names of all registered consumers."""
-    return sorted(bytes(name).decode() for name in channel.call("SMEMBERS", keys.consumers))
+    return sorted(names_in(channel.call("SMEMBERS", keys.consumers)))
 
 
 def cursors(channel: Channel, keys: StoreKeys, actor: str) -> dict[str, StreamId]:
@@ -130,17 +172,13 @@ def applied(channel: Channel, keys: StoreKeys, actor: str) -> dict[str, StreamId
     return {name: max(replies[2 * i : 2 * i + 2]) for i, name in enumerate(names)}
 
 
-def _position(reply: Reply) -> StreamId:
-    return START if reply is None or isinstance(reply, ErrorReply) else StreamId.parse(reply)
-
-
 def trim_read(channel: Channel, keys: StoreKeys) -> int:
     """Remove what every consumer has read from all streams of a store; returns the entries.
 
     For a broker that is full: it still lets streams be trimmed.
     """
     removed = 0
-    for actor in [bytes(name).decode() for name in channel.call("SMEMBERS", keys.actors)]:
+    for actor in names_in(channel.call("SMEMBERS", keys.actors)):
         read = min(cursors(channel, keys, actor).values(), default=START)
         if read != START:
             removed += channel.call("XTRIM", keys.stream(actor), "MINID", str(read.next()))
@@ -152,6 +190,9 @@ def forget_if_read(channel: Channel, keys: StoreKeys, actor: str) -> bool:
 
     The stream itself stays for FENCE_MS: its newest ID keeps a zombie of the actor out. An
     actor that comes back at this very moment keeps its stream (WATCH).
+
+    Raises:
+        BrokerAuthFailed: this user may only read.
     """
     stream = keys.stream(actor)
     channel.call("WATCH", stream, keys.closed)
@@ -169,7 +210,7 @@ def forget_if_read(channel: Channel, keys: StoreKeys, actor: str) -> bool:
     commands += [("SREM", key, actor) for key in (keys.actors, keys.closed)]
     for name in positions:
         commands += [("HDEL", key(name), actor) for key in (keys.cursor, keys.applied)]
-    return channel.exchange([*commands, ("EXEC",)])[-1] is not None
+    return channel.checked(channel.exchange([*commands, ("EXEC",)]))[-1] is not None
 
 
 def expire_if_read(channel: Channel, keys: StoreKeys, actor: str) -> None:
@@ -182,3 +223,15 @@ def expire_if_read(channel: Channel, keys: StoreKeys, actor: str) -> None:
         newest = newest_id(channel, stream)
         if all(position >= newest for position in cursors(channel, keys, actor).values()):
             channel.call("PEXPIRE", stream, ORPHAN_MS)
+
+
+def tidied(channel: Channel, keys: StoreKeys, actor: str, has_left: bool) -> bool:
+    """Tidy up after an actor that is gone, as far as this user may; True if it is forgotten."""
+    try:
+        if has_left:
+            return forget_if_read(channel, keys, actor)
+        expire_if_read(channel, keys, actor)
+    except BrokerAuthFailed as error:
+        if not error.is_forbidden:
+            raise  # else a recorder, which only reads: a trainer tidies up
+    return False

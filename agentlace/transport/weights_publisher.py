@@ -15,6 +15,7 @@ from agentlace import codec
 from agentlace.errors import (
     AgentlaceError,
     AlreadyServed,
+    BrokerAuthFailed,
     BrokerUnreachable,
     Closed,
     DecodeError,
@@ -101,6 +102,7 @@ class WeightsPublisher:
         Raises:
             EncodeError: a value in it may not travel.
             AlreadyServed: a newer trainer has published since.
+            BrokerAuthFailed: the network before this one was refused; it is tried again.
             Closed: after :meth:`stop`.
         """
         data = codec.encode(tree).copy()
@@ -108,7 +110,7 @@ class WeightsPublisher:
         with self._changed:
             if self._stopping:
                 raise Closed("publish_network after stop()")
-            if isinstance(self._failure, AlreadyServed):
+            if isinstance(self._failure, (AlreadyServed, BrokerAuthFailed)):
                 raise self._failure.with_traceback(None)
             self.published += 1
             self.superseded += self._waiting is not None

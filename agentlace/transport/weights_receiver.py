@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from agentlace import codec
-from agentlace.errors import AgentlaceError, Closed
-from agentlace.transport.backoff import Backoff
+from agentlace.errors import AgentlaceError, Closed, SchemaMismatch
+from agentlace.transport.backoff import Backoff, Refrain
 from agentlace.transport.connection import Broker
 from agentlace.transport.keys import ServiceKeys
 from agentlace.transport.subscription import Subscription
@@ -31,14 +31,29 @@ class WeightsReceiver:
         broker: where.
         keys: of the trainer.
         callback: called with the tree, in the receiver's own thread.
+        check: called with it before that; raises SchemaMismatch to refuse it.
+        on_refused: called with that error.
+
+    Attributes:
+        refusal: why the newest network was refused; None once one was not.
     """
 
     def __init__(
-        self, broker: Broker, keys: ServiceKeys, callback: Callable[[Any], object]
+        self,
+        broker: Broker,
+        keys: ServiceKeys,
+        callback: Callable[[Any], object],
+        check: Callable[[Any], None] | None = None,
+        on_refused: Callable[[SchemaMismatch], None] = lambda error: None,
     ) -> None:
         self._broker = broker
         self._keys = keys
         self._callback = callback
+        self._check = check
+        self._on_refused = on_refused
+        self._refused: Version | None = None
+        self._refrain = Refrain()
+        self.refusal: SchemaMismatch | None = None
         self._channel = broker.channel(key=keys.prefix)
         self._subscription = Subscription(broker, keys.weights_channel)
         self._stop = threading.Event()
@@ -91,13 +106,32 @@ class WeightsReceiver:
     def _deliver(self, manifest: Manifest | None) -> None:
         if manifest is None or (self.version and manifest.version <= self.version):
             return
+        if self._refused and manifest.version <= self._refused:
+            return
         tree = codec.decode(self._fetcher.fetch(manifest)).tree
+        if not self._fits(tree, manifest.version):
+            return
         self.version, self.published_ms = manifest.version, manifest.published_ms
         self.received += 1
         try:
             self._callback(tree)
         except Exception:
             log.exception("the callback for network %s raised", manifest.version)
+
+    def _fits(self, tree: Any, version: Version) -> bool:
+        """Check a network; one that is refused is not fetched again."""
+        try:
+            if self._check is not None:
+                self._check(tree)
+        except SchemaMismatch as error:
+            self._refused, self.refusal = version, error
+            if self._refrain.is_due(error):
+                text = "network %s of %s is refused, the one before it stays: %s%s"
+                log.error(text, version, self._keys.name, error, self._refrain.note())
+            self._on_refused(error)
+            return False
+        self.refusal = None
+        return True
 
     def stop(self) -> None:
         """Stop receiving; a callback that is running may finish first (JOIN_TIMEOUT_S)."""

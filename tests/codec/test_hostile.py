@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentlace.codec import decode, decode_chunk, encode, encode_chunk, leaf_spans, tree
+from agentlace.codec.chunk import MAX_OBJECTS
 from agentlace.codec.frame import MAX_FRAME_BYTES, MAX_HEADER_BYTES, WHOLE_CRC_BYTES
 from agentlace.codec.tree import Mark
 from agentlace.errors import DecodeError, MissingExtra
@@ -367,6 +368,17 @@ def test_one_leaf_is_not_given_out_twice():
 def test_text_that_is_no_text_is_refused():
     refuse(forge_tree(b"\xa2\xff\xfe"))
     refuse(forge(b"\x94\xa2\xff\xfe\x80\x90\xc4\x01\xc0"))
+
+
+@pytest.mark.parametrize("columns", [1, 3, 50])
+@pytest.mark.parametrize("dtype", ["|V0", "|u1"])
+def test_rows_of_next_to_nothing_do_not_multiply(dtype, columns):
+    """Each row is a dict and each value an array: a hundred bytes and more for one, or none."""
+    n = MAX_OBJECTS // (columns + 1) + 1
+    body = bytes(n * columns + 64 * columns) if dtype == "|u1" else b""
+    tree = {str(i): leaf(i) for i in range(columns)}
+    data = forge_chunk(tree, n, "a" * columns, [[dtype, [n]]] * columns, body)
+    refuse(data, decode_chunk)
 
 
 CHUNKS = [

@@ -224,3 +224,13 @@ def test_a_chunk_too_large_goes_the_long_way_to_its_error():
     encoder.encode([row], {})
     with pytest.raises(EncodeError):
         encoder.encode([row] * 2000, {})
+
+
+def test_more_values_than_a_chunk_takes_go_in_halves():
+    """The actor's end splits what is refused (:class:`agentlace.transport.producer.Producer`)."""
+    encoder, row = ChunkEncoder(), {str(i): i for i in range(300)}
+    encoder.encode([row] * 10, {})
+    for _ in range(2):
+        with pytest.raises(EncodeError, match="8192 rows of 300 leaves are too many"):
+            encoder.encode([row] * 8192, {})
+    assert ChunkDecoder().decode(bytes(encoder.encode([row] * 2048, {}))).n == 2048
