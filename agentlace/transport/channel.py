@@ -37,8 +37,7 @@ PATIENCE_S = 10.0
 class Channel:
     """One connection to the broker, for one thread (or under its owner's lock).
 
-    Only :meth:`unblock`, :meth:`interrupt` and :meth:`close` may be called from other threads,
-    and none from a child process.
+    Only :meth:`unblock`, :meth:`interrupt` and :meth:`close` may be called from other threads.
 
     Attributes:
         timeout_s: how long a read or write may take before the connection counts as lost, where
@@ -200,8 +199,7 @@ class Channel:
     def _give_up(self, error: BaseException) -> NoReturn:
         """Drop the connection, since what was sent or received on it stays unfinished.
 
-        Also if it is a Ctrl-C that came between: the next command would become a part of this
-        one, and its bytes a part of somebody's transitions.
+        Also if it is a Ctrl-C that came between: the next command would become a part of this one.
         """
         if isinstance(error, BlockingIOError):
             error = TimeoutError("timed out")

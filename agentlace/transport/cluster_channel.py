@@ -51,7 +51,7 @@ class ClusterChannel(Channel):
         self._key = key
         self._tag = hash_tag(key)
         self._others: dict[str, Channel] = {}
-        self._sent: deque[Command] = deque()
+        self._awaited: deque[Command] = deque()
         self._detours: dict[Address, Link] = {}
         self._detour: Link | None = None
         self._watching: Link | None = None
@@ -119,17 +119,17 @@ class ClusterChannel(Channel):
         self.connect()
         while self._owed > 0:
             self.receive(timeout_s)
-        self._sent = deque(envelope.commands(frame))
+        self._awaited = deque(envelope.commands(frame))
         return super().trade(envelope, frame, timeout_s)
 
     def _write(self, commands: Sequence[Command], timeout_s: float | None) -> None:
-        self._sent = deque(commands)
+        self._awaited = deque(commands)
         super()._write(commands, timeout_s)
 
     def receive(self, timeout_s: float | None = None) -> Reply:
         """Return the next reply, from wherever its command was executed."""
         reply = super().receive(timeout_s)
-        command = self._sent.popleft() if self._sent else ()
+        command = self._awaited.popleft() if self._awaited else ()
         name = command[0] if command else ""
         link: Link | None = self._link
         if name in ("MULTI", "EXEC"):
@@ -246,7 +246,7 @@ class ClusterChannel(Channel):
     def disconnect(self) -> None:
         """Drop the connections for this tag; the next use connects anew."""
         super().disconnect()
-        self._sent.clear()
+        self._awaited.clear()
         self._watching, self._is_transacting, self._has_moved = None, False, False
         for link in list(self._detours.values()):
             self._drop(link)

@@ -19,11 +19,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from agentlace.config import BrokerURL
-from agentlace.errors import (
-    AgentlaceError,
-    BrokerAuthFailed,
-    BrokerUnreachable,
-)
+from agentlace.errors import AgentlaceError, BrokerAuthFailed, BrokerUnreachable
 from agentlace.transport import tls
 from agentlace.transport.channel import CONNECT_TIMEOUT_S, MARGIN_S, Channel
 from agentlace.transport.clock import Clock
@@ -317,8 +313,7 @@ def _run_id(connection: Connection) -> bytes:
 
 def _run_of(info: Any) -> bytes:
     """Return what tells one run of a server from the next."""
-    lines = bytes(info).splitlines()
-    return next((line for line in lines if line.startswith(b"run_id:")), b"")
+    return next((line for line in bytes(info).splitlines() if line[:7] == b"run_id:"), b"")
 
 
 def _introduced(connection: Connection) -> int | None:

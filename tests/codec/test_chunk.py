@@ -343,7 +343,9 @@ def test_a_chunk_that_gathers_more_than_a_frame_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("before", [[], [{"a": {"b": 1}}], ["ragged"]], ids=str)
-@pytest.mark.parametrize("bad", [object(), np.array([None]), 1j, print], ids=lambda bad: type(bad).__name__)
+@pytest.mark.parametrize(
+    "bad", [object(), np.array([None]), 1j, print], ids=lambda bad: type(bad).__name__
+)
 def test_the_path_of_a_refused_value_starts_inside_the_transition(before, bad):
     with pytest.raises(EncodeError) as caught:
         encode_chunk([*before, {"a": {"b": (1, bad)}}])
