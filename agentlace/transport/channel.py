@@ -134,7 +134,7 @@ class Channel:
         for reply in replies:
             if isinstance(reply, ErrorReply):
                 error = self.broker.mapped(reply)
-                if isinstance(error, BrokerUnreachable):
+                if isinstance(error, BrokerUnreachable) and reply.code != "TRYAGAIN":
                     self.disconnect()  # this server cannot serve (any more): look for it anew
                 raise error
         return replies

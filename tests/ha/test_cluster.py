@@ -68,7 +68,7 @@ def test_a_master_is_killed(whole, work, keys, which, caplog):
 def test_a_master_hangs_and_comes_back(whole, work, keys):
     """It closes no connection, and for a moment still takes itself for the master."""
     old = node_of(whole, keys["trainer"])
-    work.has_beaten()  # a heartbeat wakes the others, if it has heard of the server after them
+    work.has_beaten()  # a heartbeat wakes what connected before the server was last heard of
     old.pause()
     try:
         work.goes_on()

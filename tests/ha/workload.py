@@ -179,9 +179,10 @@ class Workload:
         assert not self._errors, self._errors
 
     def has_beaten(self):
-        """Wait for a heartbeat of the trainer that is newer than its connections."""
+        """Wait for a heartbeat of every node that is newer than its other connections."""
         began = time.monotonic()
-        wait_until(lambda: self.trainer._presence._beaten_s > began, what="a heartbeat")
+        for node in (self.trainer, self.robot, self.caller, *self.actors):
+            wait_until(lambda n=node: n._presence._beaten_s > began, what="a heartbeat")
 
     def refuses_a_second_trainer(self):
         """The lease is held at the new master as it was at the old one."""
