@@ -312,7 +312,6 @@ def _run_id(connection: Connection) -> bytes:
 
 
 def _run_of(info: Any) -> bytes:
-    """Return what tells one run of a server from the next."""
     return next((line for line in bytes(info).splitlines() if line[:7] == b"run_id:"), b"")
 
 

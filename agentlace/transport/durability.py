@@ -118,7 +118,7 @@ class Durability:
 
     def _is_replicated(self, channel: Channel) -> bool:
         """Whether a replica that may take over has what was written before this call."""
-        if not self._broker.url.has_replicas or facts.replicas(channel) == 0:
+        if not self._broker.url.has_replicas or facts.replicas(channel) is None:
             return True
         mark = ("SET", self._keys.synced(self._actor), 1, "PX", SYNCED_MS)
         wait = ("WAIT", 1, int(1000 * WAIT_S))
