@@ -152,7 +152,11 @@ def test_a_handler_that_raises(server, client, handler, caplog):
     assert client.call("act", "grip", 1, LONG_S) == "fine"
 
 
-@pytest.mark.parametrize("message", ["\ud800 lone surrogate", "x" * 100_000, "", "\x00"])
+@pytest.mark.parametrize(
+    "message",
+    ["\ud800 lone surrogate", "x" * 100_000, "", "\x00"],
+    ids=["surrogate", "long", "empty", "zero"],
+)
 def test_any_message_travels(server, client, handler, message):
     def fail(*_):
         raise RuntimeError(message)
