@@ -11,7 +11,7 @@ from agentlace.transport.connection import Channel, Refused
 from agentlace.transport.keys import ServiceKeys, StoreKeys
 from agentlace.transport.presence import read_peer
 from agentlace.transport.resp import ErrorReply
-from agentlace.transport.streams import START, Retention, StreamId, newest_id
+from agentlace.transport.streams import START, Retention, StreamId, names_in, newest_id
 
 
 class Seen(NamedTuple):
@@ -32,7 +32,7 @@ class Seen(NamedTuple):
 
 def actors_of(channel: Channel, keys: StoreKeys) -> set[str]:
     """Return the actors whose streams are listed."""
-    return {bytes(actor).decode() for actor in channel.call("SMEMBERS", keys.actors)}
+    return set(names_in(channel.call("SMEMBERS", keys.actors)))
 
 
 def look(
@@ -47,7 +47,7 @@ def look(
         positions: how far each actor's stream was read.
     """
     listed = actors_of(channel, keys)
-    closed = {bytes(actor).decode() for actor in channel.call("SMEMBERS", keys.closed)}
+    closed = set(names_in(channel.call("SMEMBERS", keys.closed)))
     actors = sorted(positions.keys() | listed)
     there = channel.exchange([("EXISTS", service.client(actor)) for actor in actors])
     lags = lags_of(channel, keys, {actor: positions.get(actor, START) for actor in actors})

@@ -55,7 +55,7 @@ class Channel:
         self.connected_s = 0.0
         self._link: Link | None = None
         self._owed = 0
-        self._sent: Sequence[Command] = ()
+        self._asked_for: Sequence[Command] = ()
         self._asked = 0.0
         self._backoff = Backoff()
         self._failure: tuple[float, AgentlaceError] | None = None
@@ -168,12 +168,12 @@ class Channel:
         if popped is not None:
             self._owed = 0
         else:
-            self._sent = envelope.commands(frame)
+            self._asked_for = envelope.commands(frame)
         return popped
 
     def _write(self, commands: Sequence[Command], timeout_s: float | None) -> None:
         link, buffers = self._current(), resp.pack(commands)
-        self._owed, self._sent = len(commands), commands
+        self._owed, self._asked_for = len(commands), commands
         try:
             link.limit(self.timeout_s if timeout_s is None else timeout_s)
             resp.write(link.sock, buffers)
@@ -189,11 +189,10 @@ class Channel:
         except BaseException as error:
             self._give_up(error)
         if type(reply) is ErrorReply:
-            sent, number = self._sent, len(self._sent) - self._owed
-            reply.command = resp.described(sent[number]) if 0 <= number < len(sent) else ""
+            reply.name_command(self._asked_for, len(self._asked_for) - self._owed)
         self._owed -= 1
         if not self._owed:
-            self._sent = ()  # its arrays may be large
+            self._asked_for = ()  # its arrays may be large
         return reply
 
     def _give_up(self, error: BaseException) -> NoReturn:
@@ -289,8 +288,7 @@ class Channel:
     def disconnect(self) -> None:
         """Drop the connection; the next use connects anew."""
         with self._guard:
-            link, self._link, self._owed = self._link, None, 0
-            self._sent = ()
+            link, self._link, self._owed, self._asked_for = self._link, None, 0, ()
         if link is not None:
             with contextlib.suppress(OSError):
                 link.disconnect()

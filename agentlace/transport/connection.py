@@ -20,7 +20,6 @@ from redis.retry import Retry
 
 from agentlace.config import BrokerURL
 from agentlace.errors import AgentlaceError, BrokerAuthFailed, BrokerUnreachable
-from agentlace.transport import tls
 from agentlace.transport.channel import CONNECT_TIMEOUT_S, MARGIN_S, Channel
 from agentlace.transport.clock import Clock
 from agentlace.transport.cluster_channel import ClusterChannel
@@ -29,6 +28,7 @@ from agentlace.transport.encounters import Encounters
 from agentlace.transport.link import Address, Link
 from agentlace.transport.refusals import Passing, Refused, mapped_refusal
 from agentlace.transport.resp import ErrorReply, ReplyReader
+from agentlace.transport.tls import Terms, failure
 
 __all__ = ["CONNECT_TIMEOUT_S", "MARGIN_S", "Broker", "Channel", "Passing", "Refused", "mapped"]
 
@@ -58,7 +58,7 @@ def mapped(error: Exception, url: BrokerURL) -> AgentlaceError:
     if isinstance(error, AgentlaceError):
         return error
     text = str(error) or type(error).__name__
-    if url.has_tls and (trouble := tls.failure(error, url)):
+    if url.has_tls and (trouble := failure(error, url)):
         return trouble
     if isinstance(error, ErrorReply):
         return mapped_refusal(error.code, text, url, error.command)
@@ -95,8 +95,7 @@ class Broker:
         elif url.has_sentinels:
             ask = partial(self._link_to, sentinel=True)
             self._servers = Sentinels(url, self._link_to, ask, self.mapped)
-        self._looked_at_tls = False
-        self._tls: dict[str, Any] | None = None
+        self._tls = Terms(url)
         self._clock = Clock()
         self._encounters = Encounters()
 
@@ -184,21 +183,8 @@ class Broker:
         try:
             return _linked(self._connected(timeout_s))
         except Exception as error:
-            raise self._seen_closer(self.mapped(error), error) from error
-
-    def _seen_closer(self, trouble: AgentlaceError, error: Exception) -> AgentlaceError:
-        """Return what is wrong with a server that hung up: often one end does not speak TLS.
-
-        It is looked at once, as that costs a connection.
-        """
-        if type(trouble) is not BrokerUnreachable or self._looked_at_tls:
-            return trouble
-        if self.url.scheme not in ("redis", "rediss") or isinstance(error.__cause__, OSError):
-            return trouble  # nobody has answered
-        if self.url.scheme == "redis" and isinstance(error, redis.TimeoutError):
-            return trouble
-        self._looked_at_tls = True
-        return tls.look_closer(self.url, self._tls) or trouble
+            is_silent = isinstance(error, redis.TimeoutError)
+            raise self._tls.explained(self.mapped(error), error, is_silent) from error
 
     def doubt(self) -> None:
         """Take note that keys may have moved to other servers."""
@@ -226,7 +212,7 @@ class Broker:
                 self._socket_path, self._looked_for_socket = None, False
         server = (url.path, UNIX_SOCKET) if url.scheme == "unix" else (url.host, url.port)
         connection = self._connect(server, timeout_s)
-        self._looked_at_tls = True  # this end and that one have understood each other
+        self._tls.have_worked = True
         if not self._looked_for_socket:
             self._looked_for_socket = True
             return self._moved_to_socket(connection, timeout_s)
@@ -247,9 +233,7 @@ class Broker:
             connection = _redis.UnixDomainSocketConnection(path=host, **kwargs)
         else:
             kind = _redis.SSLConnection if url.has_tls else _redis.Connection
-            if url.has_tls:
-                self._tls = self._tls or tls.settings_of(url)
-                kwargs.update(self._tls)
+            kwargs.update(self._tls.settings)
             connection = kind(host=host, port=port, socket_connect_timeout=timeout_s, **kwargs)
         try:
             connection.connect()

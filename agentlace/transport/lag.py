@@ -14,7 +14,7 @@ from typing import Any
 from agentlace.transport.connection import Channel
 from agentlace.transport.keys import LEASE_MS, SEEN_MS, ServiceKeys, StoreKeys
 from agentlace.transport.presence import read_peer
-from agentlace.transport.streams import START, StreamId, applied, consumers, newest_id
+from agentlace.transport.streams import START, StreamId, applied, consumers, names_in, newest_id
 
 SCAN_COUNT = 1000
 
@@ -62,7 +62,7 @@ def _scanned(channel: Channel, pattern: str) -> Iterator[str]:
     while True:
         scan = ("SCAN", bytes(cursor), "MATCH", pattern, "COUNT", SCAN_COUNT)
         cursor, keys = channel.call(*scan)
-        yield from (bytes(key).decode() for key in keys)
+        yield from names_in(keys)
         if bytes(cursor) == b"0":
             return
 
@@ -90,7 +90,7 @@ def consumer_states(channel: Channel, keys: StoreKeys) -> list[ConsumerState]:
     Reads, where a consumer is behind an actor that was restarted, the last chunk of each of its
     lives since.
     """
-    actors = [bytes(actor).decode() for actor in channel.call("SMEMBERS", keys.actors)]
+    actors = names_in(channel.call("SMEMBERS", keys.actors))
     newest = {actor: newest_id(channel, keys.stream(actor)) for actor in actors}
     states = [_state(channel, keys, name, newest) for name in consumers(channel, keys)]
     return sorted(states, key=lambda state: (-state.behind, state.name))

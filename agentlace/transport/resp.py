@@ -58,6 +58,11 @@ class ErrorReply(Exception):
         self.code = text.split(" ", 1)[0]
         self.command = ""
 
+    def name_command(self, sent: Sequence[Command], number: int) -> None:
+        """Take note that it answers this one of the commands that were sent, if it is one."""
+        if 0 <= number < len(sent):
+            self.command = described(sent[number])
+
 
 def described(command: Command) -> str:
     """Return a command's name and the first key or channel in it, without any value."""

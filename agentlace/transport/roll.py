@@ -26,8 +26,8 @@ class Roll:
     def present(self, channel: Channel) -> dict[str, str]:
         """Return who is there with the pause each has seen; strike off who is gone."""
         fields = channel.call("HGETALL", self._keys.roll)
-        names = [bytes(name).decode() for name in fields[::2]]
-        seen = [bytes(value).decode() for value in fields[1::2]]
+        names = [bytes(name).decode(errors="replace") for name in fields[::2]]
+        seen = [bytes(value).decode(errors="replace") for value in fields[1::2]]
         if not names:
             return {}
         replies = channel.exchange([("EXISTS", self._keys.client(name)) for name in names])

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from agentlace.config import BadSetting, BrokerURL
-from agentlace.errors import TlsFailed
+from agentlace.errors import AgentlaceError, BrokerUnreachable, TlsFailed
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,48 @@ _NOT_YET, _EXPIRED = 9, 10
 _NAMES = {62, 64}
 """Codes of OpenSSL (x509_vfy.h)."""
 _NOT_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "UNKNOWN_PROTOCOL")
+
+
+class Terms:
+    """On what terms one address is connected to.
+
+    Attributes:
+        have_worked: whether there was a connection: then both ends speak TLS, or neither does.
+    """
+
+    def __init__(self, url: BrokerURL) -> None:
+        self._url = url
+        self._settings: dict[str, Any] | None = None
+        self.have_worked = False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What redis-py's connections take beside the rest; raises as :func:`settings_of`."""
+        if self._settings is None:
+            self._settings = settings_of(self._url) if self._url.has_tls else {}
+        return self._settings
+
+    def explained(
+        self, trouble: AgentlaceError, error: Exception, is_silent: bool
+    ) -> AgentlaceError:
+        """Return what is wrong with a server that hung up: often one end does not speak TLS.
+
+        It is looked at once, as that costs a connection.
+
+        Args:
+            trouble: what it looks like.
+            error: what came up.
+            is_silent: whether it is only that nothing came in time.
+        """
+        if type(trouble) is not BrokerUnreachable or isinstance(error.__cause__, OSError):
+            return trouble  # it is clear, or nobody has answered
+        url = self._url
+        if self.have_worked or url.scheme not in ("redis", "rediss"):
+            return trouble
+        if is_silent and not url.has_tls:
+            return trouble
+        self.have_worked = True
+        return look_closer(url, self._settings) or trouble
 
 
 def settings_of(url: BrokerURL) -> dict[str, Any]:

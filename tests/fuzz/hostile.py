@@ -225,6 +225,7 @@ def stamped(kind, metas):
 _request_fields = {
     "what": st.sampled_from(["act", "obs", "request", "call", "interfaces"]) | values,
     "name": st.sampled_from(["move", "stats", "policy", "x" * 3000]) | values,
+    "run": st.just("") | values,
     "repeats": st.none() | st.text(max_size=3) | values,
 }
 requests = st.one_of(

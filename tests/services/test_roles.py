@@ -20,7 +20,7 @@ from agentlace.transport.presence import read_peer
 from agentlace.transport.secured import users_file
 
 from .secured import ROLES, SecuredBroker, servers
-from .support import Log, assert_same, wait_until
+from .support import InThread, Log, assert_same, wait_until
 
 ACTION = ActionConfig(5556, ["move"], ["image"], broadcast_port=5557)
 TRAINER = TrainerConfig(5555, request_types=["stats"])
@@ -224,6 +224,38 @@ def test_a_recorder_leaves_the_tidying_to_others(lab, at, running, namespace, ca
     wait_until(lambda: {actor for actor, _ in chunks} == {"first", "second"})
     taking.stop()
     assert NO not in caplog.text
+
+
+def test_the_recorder_service(lab, at, running, nothing_refused, tmp_path):
+    pytest.importorskip("tensorflow_datasets")
+    from agentlace.recorder import Recorder
+
+    learner = running(TrainerServer(TRAINER, broker=at("learner")))
+    learner.register_data_store("arm", QueuedDataStore(100))
+    learner.start(threaded=True)
+    here = QueuedDataStore(100)
+    client = running(trainer_client(at("actor"), here, actor_id="arm-1"))
+    for episode in (1, 2):
+        client.begin_episode()
+        for i in range(3):
+            here.insert({**transition(i), "actions": np.ones(2), "next_observations": np.ones(3)})
+        client.end_episode("terminated")
+        assert client.update()
+        with Recorder(["arm"], tmp_path, "demo", broker=at("recorder")) as recorder:
+            recorder.run(once=True)
+        assert recorder.status().episodes == episode
+
+
+def test_a_pause(lab, at, running, nothing_refused):
+    learner = running(TrainerServer(TRAINER, broker=at("learner")))
+    learner.register_data_store("arm", QueuedDataStore(100))
+    learner.start(threaded=True)
+    client = running(trainer_client(at("actor"), QueuedDataStore(100), actor_id="arm-1"))
+    waiting = InThread(lambda: learner.pause_actors(20.0))
+    wait_until(lambda: client.is_paused, what="the pause")
+    assert waiting.result() == []
+    learner.resume_actors()
+    wait_until(lambda: not client.is_paused, what="the end of the pause")
 
 
 def test_an_observer(lab, at, running, caplog):

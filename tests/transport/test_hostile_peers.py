@@ -31,7 +31,7 @@ EVIL = b"evil" * 4
 
 
 def request(number=1, deadline=1e18, tree=None, stamp=None, caller=EVIL, **changes):
-    meta = {"what": "act", "name": "move", "repeats": None, **changes}
+    meta = {"what": "act", "name": "move", "run": "", "repeats": None, **changes}
     stamp = struct.pack("<Qd16s", number, deadline, caller) if stamp is None else stamp
     return bytes(codec.encode_stamped("request", meta, stamp, tree))
 
@@ -43,6 +43,7 @@ def request(number=1, deadline=1e18, tree=None, stamp=None, caller=EVIL, **chang
         *({"name": value} for value in (None, 1, b"move", ["move"], "x" * 2000)),
         *({"what": value} for value in ({}, None, "x" * 2000)),
         *({"repeats": value} for value in (1, b"x", "x" * 2000)),
+        *({"run": value} for value in (None, "x" * 2000)),
         *({"stamp": value} for value in (b"", b"x", bytes(31))),
     ],
     ids=repr,
@@ -224,6 +225,7 @@ def test_a_manifest_of_impossible_numbers(meta):
         Manifest.decode(bytes(frame))
 
 
+@once
 def test_an_observation_of_an_impossible_number(broker, channel, keys):
     seen = []
     watcher = BroadcastWatcher(broker, keys, seen.append)
