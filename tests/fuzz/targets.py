@@ -199,7 +199,7 @@ class Streams:
             stream = keys.stream(self.EVIL)
             world.call("XADD", stream, f"1-{self._number}", *map(bytes, fields))
         self._send_good(store)
-        consumer, last = world.trainer._stores[store].consumer, StreamId(1, self._number)
+        consumer, last = world.trainer._stores._filled[store].consumer, StreamId(1, self._number)
         wait_until(lambda: consumer.positions.get(self.EVIL) == last, "the hostile stream's end")
         if world.trainer.counters()[store]["rejected"] > rejected:
             assert world.records.has(self.EVIL), "the offender is not named"
