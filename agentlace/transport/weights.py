@@ -82,7 +82,7 @@ class Manifest(NamedTuple):
             if not all(type(key) is str for leaf in leaves or () for key in leaf):
                 raise TypeError("keys that are no text")
             return cls(version, float(meta["ms"]), nbytes, head, leaves)
-        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise DecodeError(f"a damaged weights manifest: {error}") from error
 
     @property

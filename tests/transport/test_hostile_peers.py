@@ -4,6 +4,7 @@ import json
 import math
 import struct
 
+import numpy as np
 import pytest
 from transport_support import DEADLINE_S, once, wait_until
 
@@ -221,6 +222,15 @@ def test_a_retention_that_makes_no_sense_is_the_default(told):
 def test_a_manifest_of_impossible_numbers(meta):
     meta = {"version": [1, 1], "nbytes": 100, "ms": 0.0} | meta
     frame = codec.encode({"head": None, "leaves": None}, "weights", meta)
+    with pytest.raises(DecodeError):
+        Manifest.decode(bytes(frame))
+
+
+@pytest.mark.parametrize(
+    "tree", [None, 1, "ab", [1], (), {}, {"head": 1}, np.zeros(3), np.array({"head": 1}, object)]
+)
+def test_a_manifest_of_another_form(tree):
+    frame = codec.encode(tree, "weights", {"version": [1, 1], "nbytes": 100, "ms": 0.0})
     with pytest.raises(DecodeError):
         Manifest.decode(bytes(frame))
 
