@@ -9,6 +9,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
+_RANDOM = random.Random()
+"""Not the module's own: a program that seeds that one gets the same numbers, whoever waits."""
 
 
 class Backoff:
@@ -24,7 +26,7 @@ class Backoff:
         """Return the pause before the next attempt, in seconds."""
         pause = self._next_s
         self._next_s = min(self._limit_s, 2 * pause)
-        return pause * random.uniform(0.75, 1.25)
+        return pause * _RANDOM.uniform(0.75, 1.25)
 
     def reset(self) -> None:
         """Start small again, after a success."""

@@ -19,7 +19,7 @@ Whatever else comes is parsed reply by reply.
 from __future__ import annotations
 
 import itertools
-import random
+import secrets
 import threading
 import time
 import uuid
@@ -109,7 +109,7 @@ class RequestClient:
         self._channel = broker.channel(key=keys.prefix)
         self._lock = threading.Lock()
         self._closed = threading.Event()
-        self._numbers = itertools.count(random.getrandbits(62))
+        self._numbers = itertools.count(secrets.randbits(62))
         self._encoders: dict[tuple[str, str, str | None], StampedEncoder] = {}
         self._decoder = StampedDecoder(REPLY, REPLY_STAMP, _checked)
         self._turns: dict[int, _Turn] = {}

@@ -389,5 +389,5 @@ def test_a_wrong_first_transition_is_refused_by_the_spaces(spaces):
 
 
 def test_a_space_without_a_shape_is_refused(spaces):
-    with pytest.raises(TypeError, match="Text"):
-        ReplayBufferDataStore(spaces.Text(3), spaces.Discrete(2), capacity=5)
+    with pytest.raises(TypeError, match="Sequence"):
+        ReplayBufferDataStore(spaces.Sequence(spaces.Discrete(3)), spaces.Discrete(2), capacity=5)
