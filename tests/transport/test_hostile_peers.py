@@ -3,6 +3,7 @@
 import json
 import math
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -98,6 +99,7 @@ OK = {"status": "ok"}
         *(reply(12_345, OK), reply(12_345, {}), reply(0, OK, stamp=b"x"), reply(12_345, {"a": 1})),
         reply(12_345, OK)[:-1],
     ],
+    ids=lambda forged: f"{zlib.crc32(forged):08x}",
 )
 def test_replies_that_nobody_sent_are_passed_over(served, channel, forged):
     client = served[1]
