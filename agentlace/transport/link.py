@@ -65,6 +65,8 @@ class Link:
         self.disconnect = disconnect
         self.address = address
         self.is_plain = type(sock) is socket.socket and os.name == "posix"
+        # With TCP, a read that has taken the first bytes is not woken by the rest if that is less.
+        self._waits_for_more = self.is_plain and sock.family == socket.AF_UNIX
         self._limit_s: float | None = None
         self._least = 1
         if self.is_plain:
@@ -100,11 +102,12 @@ class Link:
             timeout_s: its time.
             least: a read waits for so many bytes (SO_RCVLOWAT): an answer that tells nothing would
                 wake its reader only for it to wait again. 0 leaves it as it is, for writes; where
-                fewer bytes may come it is 1. Without effect with TLS.
+                fewer bytes may come it is 1. Without effect but on Unix sockets.
         """
-        if least and least != self._least and self.is_plain:
+        if least and least != self._least:
             self._least = least
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, least)
+            if self._waits_for_more:
+                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, least)
         if timeout_s == self._limit_s:
             return
         self._limit_s = timeout_s
