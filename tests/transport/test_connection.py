@@ -422,7 +422,7 @@ def _answers(channel):
 
 
 def test_pauses_between_attempts_grow(monkeypatch):
-    monkeypatch.setattr("random.uniform", lambda low, high: 1.0)
+    monkeypatch.setattr("agentlace.transport.backoff._RANDOM.uniform", lambda low, high: 1.0)
     backoff = Backoff(0.05, 1.0)
     assert [backoff.next_s() for _ in range(7)] == [0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
     backoff.reset()
