@@ -162,9 +162,10 @@ class FrameWindows:
     def newest(self, end: int) -> list[Any]:
         """Return (actor, number of its newest row below ``end``, whether it was a last) of all."""
         found = []
+        there = max(self._newest.values(), default=NONE) - self.capacity
         for actor, row in self._newest.items():
             while row >= end:
-                row = int(self._before[row % self.capacity])
+                row = int(self._before[row % self.capacity]) if row > there else NONE
             if row != NONE:
                 found.append([actor, row, bool(self._ended[row % self.capacity])])
         return found

@@ -206,25 +206,21 @@ def test_an_empty_store_has_a_snapshot_too(make, tmp_path):
 
 
 def test_saving_goes_on_while_rows_come_in(make, tmp_path):
-    store = make(200)
+    store = make(2000)
     put(store, chunk(rows(0, 200)))
-    snapshots, stop = Snapshots(tmp_path, store), threading.Event()
-    parts = [chunk(rows(200 + 40 * i, 240 + 40 * i)) for i in range(20)]
+    snapshots = Snapshots(tmp_path, store)
+    parts = itertools.cycle([chunk(rows(200 + 40 * i, 240 + 40 * i)) for i in range(20)])
 
-    def insert():
-        while not stop.is_set():
-            for part in parts:
-                put(store, part)
+    def insert():  # not a whole lap: what is overwritten before it is written is not saved
+        for _ in range(25):
+            put(store, next(parts))
 
-    inserting = threading.Thread(target=insert)
-    inserting.start()
-    try:
-        for _ in range(5):
-            snapshots.save()
-    finally:
-        stop.set()
+    for _ in range(5):
+        inserting = threading.Thread(target=insert)
+        inserting.start()
+        snapshots.save()
         inserting.join()
-    restored = make(200)
+    restored = make(2000)
     Snapshots(tmp_path, restored).restore()
     assert not torn(sample(restored, 300))
     numbers = [int(row["n"]) for row in restored.get_latest_data(-1)]
@@ -262,6 +258,14 @@ def test_priorities_come_back_with_their_rows(tmp_path, is_registered, small_pie
     for _ in range(5):
         assert same(restored.sample("p", 50), store.sample("p", 50))
     assert len({*restored.sample("p", 500)[0]["p"]["weights"].tolist()}) > 5
+
+
+def test_frames_whose_rows_have_been_overwritten_since_have_no_newest_row():
+    buffer = FrameReplayBuffer(10)
+    for start in range(0, 60, 3):
+        put(buffer, chunk(transitions([3], lambda e, t, s=start: observation(s + t, e))))
+    assert buffer._windows.newest(60) == [[None, 59, True]]
+    assert buffer._windows.newest(20) == []
 
 
 def test_a_priority_of_a_row_that_was_not_saved_is_forgotten():
