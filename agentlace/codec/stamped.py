@@ -158,7 +158,8 @@ class _Structure:
 
     def frame(self, stamp: tuple[Any, ...], tree: Any) -> Frame:
         """Return a tree's frame; raises _Other, struct.error or one of REFUSALS."""
-        numbers, leaves = [*stamp], []  # type: ignore[var-annotated]
+        numbers: list[Any] = [*stamp]
+        leaves: list[Any] = []
         _take(self._plan, tree, numbers, leaves)
         parts = self._parts.copy()
         parts[1] = self._numbers.pack(*numbers)
