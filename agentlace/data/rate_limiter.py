@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from agentlace.errors import Closed, NotEnoughData
+from agentlace.telemetry import waiting
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,14 @@ class RateLimiter:
             NotEnoughData: the time is over; the message says what was missing.
             Closed: told to give up.
         """
+        if self.waits_for(store, n) is not None:
+            with waiting("trainer", lambda: self.waits_for(store, n)):
+                self._wait(store, n, timeout_s, stopping)
+        self.sampled += n
+
+    def _wait(
+        self, store: Any, n: int, timeout_s: float | None, stopping: Callable[[], bool]
+    ) -> None:
         started = reported = time.monotonic()
         while (missing := self.waits_for(store, n)) is not None:
             if stopping():
@@ -92,4 +101,3 @@ class RateLimiter:
                 reported = now
             left_s = SLICE_S if timeout_s is None else min(SLICE_S, started + timeout_s - now)
             store.wait_until(lambda: self.waits_for(store, n) is None, left_s)
-        self.sampled += n

@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from agentlace._version import __version__
@@ -20,9 +20,11 @@ from agentlace.recorder.settings import Settings
 from agentlace.recorder.sink import Sink
 from agentlace.rlds.writer import DatasetWriter
 from agentlace.service.running import running
+from agentlace.telemetry import Sample, Telemetry
 from agentlace.transport import presence
 from agentlace.transport.connection import Broker
 from agentlace.transport.consumer import Consumer
+from agentlace.transport.identity import describe
 from agentlace.transport.keys import ServiceKeys
 from agentlace.transport.lag import forget as forget_consumer
 from agentlace.transport.streams import StreamId
@@ -77,6 +79,8 @@ class Recorder:
         self._attendance: Attendance | None = None
         self._consumers: dict[str, Consumer] = {}
         self._report: Report | None = None
+        self.telemetry = Telemetry("recorder")
+        self.telemetry.collect(self._measure)
 
     @property
     def directory(self) -> Path:
@@ -127,14 +131,16 @@ class Recorder:
 
     def _announce(self) -> None:
         """Take this recorder's name; two of one name would move each other's cursors."""
-        info = presence.describe(
+        info = describe(
             *(ROLE, self.consumer_name),
             version=__version__,
             config={"stores": self.stores, "directory": str(self.directory)},
             exclusive=True,
         )
         key = self._keys.client(self.consumer_name)
-        self._presence = presence.Presence(self._broker, key, info, on_replaced=self._fail)
+        self._presence = presence.Presence(
+            self._broker, key, info, on_replaced=self._fail, telemetry=self.telemetry
+        )
         self._presence.acquire(exclusive=True)
         self._presence.start()
 
@@ -206,6 +212,14 @@ class Recorder:
         scribe, attendance = self._started()
         assert self._report is not None
         return self._report.status(scribe, attendance)
+
+    def _measure(self) -> Iterator[Sample]:
+        for store, consumer in list(self._consumers.items()):
+            yield Sample("transitions_applied_total", consumer.applied, {"store": store})
+            yield Sample("transitions_rejected_total", consumer.rejected, {"store": store})
+            yield Sample("transitions_missing_total", consumer.gaps, {"store": store})
+        if self._writer is not None:
+            yield Sample("episodes_recorded", self._writer.episodes)
 
     # -- ending --------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from agentlace._version import __version__
@@ -26,9 +26,11 @@ from agentlace.errors import (
 )
 from agentlace.service.running import running
 from agentlace.service.server import AnyConfig
+from agentlace.telemetry import Sample, Telemetry
 from agentlace.transport import presence
 from agentlace.transport.backoff import Refrain
 from agentlace.transport.connection import Broker, Channel
+from agentlace.transport.identity import describe
 from agentlace.transport.keys import ServiceKeys
 from agentlace.transport.requests import RequestClient
 
@@ -59,6 +61,7 @@ class Client:
     Attributes:
         last_error: why the last call gave None or False; None after a success.
         timeout_ms: deadline of one request, in milliseconds.
+        telemetry: what this node says of itself, beside who it is.
     """
 
     def __init__(
@@ -81,15 +84,28 @@ class Client:
         self._refrain = Refrain()
         self._mismatch: ConfigMismatch | None = None
         self._requests = RequestClient(self._broker, self._keys, self._server_token)
+        self.telemetry = Telemetry(self._role(kind))
+        self.telemetry.collect(self._measure)
         name = name or uuid.uuid4().hex[:12]
-        info = presence.describe("client", name, version=__version__, config=self._description)
+        info = describe("client", name, version=__version__, config=self._description)
         self._presence = presence.Presence(
-            self._broker, self._keys.client(name), info, on_beat=self._on_beat
+            *(self._broker, self._keys.client(name), info),
+            on_beat=self._on_beat,
+            telemetry=self.telemetry,
         )
         self.server_ip = server_ip
         self.timeout_ms = timeout_ms
         self.strict = os.environ.get("AGENTLACE_STRICT") == "1" if strict is None else strict
         self.last_error: AgentlaceError | None = None
+
+    def _role(self, kind: str) -> str:
+        return f"client of {kind}"
+
+    def _measure(self) -> Iterator[Sample]:
+        """Yield this client's numbers."""
+        yield Sample("requests_made_total", self._requests.made)
+        yield Sample("requests_failed_total", self._requests.failed)
+        yield Sample("reconnects_total", self._presence.reconnects)
 
     def _connect(self, wait_for_server: bool) -> None:
         """Wait for broker and server, compare configs, and announce this client.

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from agentlace._version import __version__
 from agentlace.config import ActionConfig, BrokerURL, InferenceConfig, TrainerConfig, described
 from agentlace.errors import AgentlaceError, AlreadyServed, Closed
 from agentlace.service.running import running
+from agentlace.telemetry import Sample, Telemetry
 from agentlace.transport import embedded, presence
 from agentlace.transport.connection import Broker, Channel
+from agentlace.transport.identity import describe
 from agentlace.transport.keys import ServiceKeys
 from agentlace.transport.requests import RequestServer
 
@@ -25,6 +28,9 @@ class Server:
     Threads: requests are handled one after the other, in the caller's thread or in one of the
     server's own; a heartbeat keeps the presence key. ``start`` and ``stop`` may be called from
     any thread.
+
+    Attributes:
+        telemetry: what this node says of itself, beside who it is.
     """
 
     exclusive = True
@@ -41,6 +47,8 @@ class Server:
         self._broker: Broker | None = None
         self._presence: presence.Presence | None = None
         self._requests: RequestServer | None = None
+        self.telemetry = Telemetry(kind)
+        self.telemetry.collect(self._measure)
 
     @property
     def is_running(self) -> bool:
@@ -96,7 +104,7 @@ class Server:
 
     def _serve(self, broker: Broker) -> RequestServer:
         """Announce the service and start what runs beside its requests."""
-        info = presence.describe(
+        info = describe(
             "server",
             self._keys.name,
             version=__version__,
@@ -105,7 +113,8 @@ class Server:
             **self._offers(),
         )
         life = presence.Presence(
-            broker, self._keys.server, info, self._keys.seen, self._on_beat, self._on_replaced
+            *(broker, self._keys.server, info, self._keys.seen),
+            *(self._on_beat, self._on_replaced, self.telemetry),
         )
         life.acquire(self.exclusive)
         self._presence = life
@@ -143,6 +152,16 @@ class Server:
         if self._requests is not None:
             self._requests.stop()
         self._stop_workers()
+
+    def _measure(self) -> Iterator[Sample]:
+        """Yield this server's numbers."""
+        requests, life = self._requests, self._presence
+        if requests is not None:
+            yield Sample("requests_answered_total", requests.answered)
+            yield Sample("requests_expired_total", requests.expired)
+            yield Sample("requests_unreadable_total", requests.unreadable)
+        if life is not None:
+            yield Sample("reconnects_total", life.reconnects)
 
     def _offers(self) -> dict[str, Any]:
         """Return what clients should know beside the config."""

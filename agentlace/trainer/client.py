@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from agentlace.config import BrokerURL, TrainerConfig, copy_of
@@ -20,6 +20,7 @@ from agentlace.errors import (
     RequestTimeout,
     UnknownRequest,
 )
+from agentlace.telemetry import Sample
 from agentlace.trainer.async_update import FALSE_ERRORS, AsyncUpdate
 from agentlace.trainer.episodes import EpisodeMarks
 from agentlace.trainer.networks import NetworkClient
@@ -285,6 +286,11 @@ class TrainerClient(NetworkClient, EpisodeMarks):
         may still get some of them; what it missed is in its ``counters()``.
         """
         return sum(outbox.producer.dropped for outbox in self._outboxes.values())
+
+    def _measure(self) -> Iterator[Sample]:
+        yield from super()._measure()
+        for name, outbox in self._outboxes.items():
+            yield from outbox.measure({"store": name})
 
     # -- life ------------------------------------------------------------------------------------
 

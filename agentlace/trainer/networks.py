@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from agentlace.codec import Signature
 from agentlace.errors import AgentlaceError, SchemaMismatch
+from agentlace.telemetry import Sample
 from agentlace.trainer.pausable_client import PausableClient
 from agentlace.transport.weights import Version
 from agentlace.transport.weights_receiver import WeightsReceiver
@@ -16,6 +17,17 @@ class NetworkClient(PausableClient):
     """The part of an actor's connection that receives networks."""
 
     _receivers: list[WeightsReceiver]
+
+    def _role(self, kind: str) -> str:
+        return "actor"
+
+    def _measure(self) -> Iterator[Sample]:
+        yield from super()._measure()
+        version, age_s = self.policy_version, self.policy_age_s
+        if version is not None:
+            yield Sample("network_version", version)
+        if age_s is not None:
+            yield Sample("network_age_seconds", age_s)
 
     def recv_network_callback(self, callback: Callable[[Any], object], expect: Any = None) -> None:
         """Call back with each newest network, the present one at once.

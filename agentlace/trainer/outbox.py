@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from agentlace import codec
 from agentlace.data.data_store import Taken, take_after
 from agentlace.errors import AgentlaceError, EncodeError
+from agentlace.telemetry import Sample
 from agentlace.transport.connection import Channel
 from agentlace.transport.producer import Producer
 
@@ -154,6 +155,14 @@ class Outbox:
         if isinstance(capacity, int):
             dropped = self.producer.pending.drop_oldest(max(capacity, 1))
             self._note_lost(dropped, "gave way to newer ones while they waited to be sent")
+
+    def measure(self, labels: dict[str, str]) -> Iterator[Sample]:
+        """Yield how many transitions went which way, and how many wait."""
+        waiting = self.producer.pending.rows
+        yield Sample("transitions_sent_total", self.producer.number - waiting, labels)
+        yield Sample("transitions_pending", waiting, labels)
+        yield Sample("transitions_lost_total", self.lost, labels)
+        yield Sample("transitions_dropped_total", self.producer.dropped, labels)
 
     # -- taking ------------------------------------------------------------------------------------
 

@@ -6,12 +6,13 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from agentlace.config import BrokerURL, TrainerConfig, copy_of
 from agentlace.errors import AgentlaceError, AlreadyServed, Closed, UnknownRequest
 from agentlace.service import Server
+from agentlace.telemetry import Sample
 from agentlace.trainer.checkpoints import Checkpoints, Networks
 from agentlace.trainer.pause import PauseSwitch
 from agentlace.trainer.saving import CheckpointPolicy
@@ -274,6 +275,14 @@ class TrainerServer(Server):
         """
         self._checkpoints.check()
         super().start(threaded)
+
+    def _measure(self) -> Iterator[Sample]:
+        yield from super()._measure()
+        yield from self._stores.measure()
+        publisher = self._publisher
+        yield Sample("network_version", self.published_version)
+        if publisher is not None:
+            yield Sample("networks_superseded_total", publisher.superseded)
 
     # -- life --------------------------------------------------------------------------------------
 

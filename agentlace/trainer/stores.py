@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from agentlace.codec import Chunk
 from agentlace.data.data_store import Refusals, put
 from agentlace.errors import AgentlaceError
+from agentlace.telemetry import Sample
 from agentlace.trainer.checkpointer import Source
 from agentlace.trainer.manifest import SavedStore
 from agentlace.transport.connection import Broker
@@ -145,6 +146,15 @@ class Stores:
     def counters(self) -> dict[str, dict[str, int]]:
         """Return the counters of all stores that are being filled."""
         return {n: filled.counted() for n, filled in self._filled.items() if filled.is_consuming}
+
+    def measure(self) -> Iterator[Sample]:
+        """Yield what became of the transitions, and what the stores hold."""
+        for name, counted in self.counters().items():
+            for what, count in counted.items():
+                yield Sample(f"transitions_{what}_total", count, {"store": name})
+        for name, filled in list(self._filled.items()):
+            with suppress(Exception):  # a store of the program's own need not tell
+                yield Sample("store_size", len(filled.store), {"store": name})
 
     # -- checkpoints -------------------------------------------------------------------------------
 

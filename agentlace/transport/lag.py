@@ -51,10 +51,15 @@ class ConsumerState:
 
 def stores(channel: Channel, namespace: str, store: str | None = None) -> list[StoreKeys]:
     """Return the keys of all stores of a namespace that have consumers, or of those of a name."""
-    pattern = f"al:{{{_escaped(namespace)}:*}}:consumers"
-    found = {key for each in channel.everywhere() for key in _scanned(each, pattern)}
-    ours = [_store_keys(key, namespace) for key in sorted(found)]
+    found = keys_of(channel, namespace, "}:consumers")
+    ours = [store_keys(key, namespace) for key in found]
     return [keys for keys in ours if keys is not None and store in (None, keys.name)]
+
+
+def keys_of(channel: Channel, namespace: str, ending: str = "") -> list[str]:
+    """Return all keys of a namespace that end like this, sorted."""
+    pattern = f"al:{{{_escaped(namespace)}:*{ending}"
+    return sorted({key for each in channel.everywhere() for key in _scanned(each, pattern)})
 
 
 def _scanned(channel: Channel, pattern: str) -> Iterator[str]:
@@ -71,14 +76,16 @@ def _escaped(text: str) -> str:
     return re.sub(r"([\\*?\[\]^-])", r"\\\1", text)
 
 
-def _store_keys(key: str, namespace: str) -> StoreKeys | None:
-    """Return the keys of the store whose set of consumers this is."""
-    tag = key.removeprefix("al:{").removesuffix("}:consumers").removeprefix(f"{namespace}:")
+def store_keys(key: str, namespace: str) -> StoreKeys | None:
+    """Return the keys of the store whose set of consumers or actors this is; None for others."""
+    tag, _, end = key.removeprefix("al:{").removeprefix(f"{namespace}:").rpartition("}:")
     kind, port, name = [*tag.split(":", 2), "", ""][:3]
-    return ServiceKeys(namespace, kind, int(port)).store(name) if port.isdecimal() else None
+    if not (port.isdecimal() and name and end in ("actors", "consumers")):
+        return None
+    return ServiceKeys(namespace, kind, int(port)).store(name)
 
 
-def _service(keys: StoreKeys) -> str:
+def service_of(keys: StoreKeys) -> str:
     """Return how the service of a store is called in messages."""
     kind, port = keys.prefix[:-1].removesuffix(f":{keys.name}").split(":")[-2:]
     return f"{kind}:{port}"
@@ -107,7 +114,7 @@ def _state(
     now_ms = channel.broker.now_ms()
     progress_s = (now_ms - info["progress_ms"]) / 1000 if info else None
     host, pid = (info["host"], info["pid"]) if info else ("?", 0)
-    return ConsumerState(_service(keys), keys.name, name, host, pid, behind, progress_s, seen_s)
+    return ConsumerState(service_of(keys), keys.name, name, host, pid, behind, progress_s, seen_s)
 
 
 def _rows_between(channel: Channel, stream: str, position: StreamId, end: StreamId) -> int:

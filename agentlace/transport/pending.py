@@ -26,6 +26,14 @@ class Pending(deque[Sent]):
         """Whether there is something to send."""
         return bool(self) and (self.hold_from is None or self[0].first < self.hold_from)
 
+    @property
+    def rows(self) -> int:
+        """How many numbers wait, as far as another thread can tell."""
+        try:
+            return self.number - self[0].first + 1
+        except IndexError:
+            return 0
+
     def take(self, frame: Frame, rows: int) -> None:
         """Put transitions behind the others."""
         first, self.number = self.number + 1, self.number + rows

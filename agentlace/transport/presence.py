@@ -10,11 +10,8 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
-import socket
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -26,8 +23,10 @@ from agentlace.errors import (
     PeerAbsent,
     StoreFull,
 )
+from agentlace.telemetry import Telemetry
 from agentlace.transport.backoff import Backoff
 from agentlace.transport.connection import Broker, Channel
+from agentlace.transport.identity import is_dead
 from agentlace.transport.keys import HEARTBEAT_S, LEASE_MS, SEEN_MS, ServiceKeys
 
 log = logging.getLogger(__name__)
@@ -83,50 +82,6 @@ def absent(channel: Channel, keys: ServiceKeys) -> PeerAbsent:
     return PeerAbsent("server", keys.name, last, str(channel.broker.url))
 
 
-def describe(role: str, name: str, **more: Any) -> Info:
-    """Return what a node says of itself."""
-    return {
-        "role": role,
-        "name": name,
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "machine": _machine(),
-        "started": _start_time(os.getpid()),
-        "token": uuid.uuid4().hex,
-        **more,
-    }
-
-
-def _machine() -> str:
-    """Return what tells this running machine (or container) from all others, empty if unknown.
-
-    Not the host's name: robots are cloned from one image, and containers may share their host's.
-    """
-    with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id") as boot_id:
-        return f"{boot_id.read().strip()} {os.readlink('/proc/self/ns/pid')}"
-    return ""
-
-
-def _start_time(pid: int) -> str:
-    """Return what tells a process from a later one with the same ID, empty if unknown."""
-    with contextlib.suppress(OSError, IndexError), open(f"/proc/{pid}/stat") as status:
-        return status.read().rsplit(")", 1)[1].split()[19]
-    return ""
-
-
-def _is_dead(peer: Info) -> bool:
-    """Whether the peer certainly is dead: it ran on this machine, and its process is gone."""
-    if not peer.get("machine") or peer["machine"] != _machine():
-        return False
-    try:
-        os.kill(peer["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, OverflowError):
-        return False
-    return bool(peer.get("started")) and _start_time(peer["pid"]) not in ("", peer["started"])
-
-
 class Presence:
     """One node's presence key and its heartbeat.
 
@@ -138,6 +93,7 @@ class Presence:
         on_beat: further work for each beat, on the heartbeat's own channel and thread.
         on_replaced: called once, from the heartbeat's thread, if another server has taken over,
             with the error that its publishing raises from then on.
+        telemetry: what else the node says of itself, with each beat.
     """
 
     def __init__(
@@ -148,8 +104,10 @@ class Presence:
         seen: str | None = None,
         on_beat: Callable[[Channel], None] | None = None,
         on_replaced: Callable[[AlreadyServed], None] | None = None,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self._broker = broker
+        self._telemetry = telemetry
         self._key = key
         self.info = info
         self._seen = seen
@@ -163,6 +121,7 @@ class Presence:
         self._met_connects = 0
         self._beaten_s = 0.0
         self._is_hidden = False
+        self.reconnects = 0
         self.replaced = threading.Event()
 
     def acquire(self, exclusive: bool) -> None:
@@ -204,7 +163,7 @@ class Presence:
         if channel.call("SET", self._key, self._json(), "NX", "PX", LEASE_MS) is None:
             channel.call("WATCH", self._key)
             peer = read_peer(channel, self._key)
-            if peer is None or not _is_dead(peer):
+            if peer is None or not is_dead(peer):
                 channel.call("UNWATCH")
                 return False
             commands = [("MULTI",), ("SET", self._key, self._json(), "PX", LEASE_MS), ("EXEC",)]
@@ -215,7 +174,8 @@ class Presence:
 
     def _json(self) -> str:
         self.info["progress_ms"] = round(self._broker.now_ms())
-        return json.dumps(dict(self.info))  # others may add to it meanwhile
+        told = {} if self._telemetry is None else self._telemetry.told()
+        return json.dumps({**self.info, **told})  # others may add to it meanwhile
 
     def _write(self, channel: Channel) -> None:
         """Refresh the key, unless another server has taken it while this one was away."""
@@ -276,10 +236,16 @@ class Presence:
             except Exception:
                 log.exception("%s: the heartbeat's work failed", self.info["name"])
             if self._channel.connects != connects:
-                log.warning("%s is connected to %s again", self.info["name"], self._broker.url)
+                self._note_back()
                 connects, self._measured = self._channel.connects, 0.0
             backoff.reset()
             pause_s = HEARTBEAT_S
+
+    def _note_back(self) -> None:
+        self.reconnects += 1
+        log.warning("%s is connected to %s again", self.info["name"], self._broker.url)
+        if self._telemetry is not None:
+            self._telemetry.note("reconnect", f"connected to {self._broker.url} again")
 
     def _beat_and_work(self) -> None:
         with self._lock:

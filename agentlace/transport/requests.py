@@ -96,6 +96,10 @@ class RequestClient:
         broker: where.
         keys: whom.
         server: returns the token of the server that is there now, None if none is known.
+
+    Attributes:
+        made: calls so far.
+        failed: those of them that got no answer, or an error.
     """
 
     def __init__(
@@ -115,6 +119,8 @@ class RequestClient:
         self._turns: dict[int, _Turn] = {}
         self._run = ""
         self._connects = 0
+        self.made = 0
+        self.failed = 0
 
     def ticket(self) -> Ticket:
         """Return a new request's identity."""
@@ -149,8 +155,12 @@ class RequestClient:
         lock = self._lock
         if not lock.acquire(False) and not lock.acquire(timeout=max(timeout_s, 0.0)):
             raise RequestTimeout(f"{what} {name!r}", timeout_s, None if ticket.sent else False)
+        self.made += 1
+        self.failed += 1  # until it is answered
         try:
             reply, started = self._persist(what, name, payload, ticket, end)
+            if reply is not None and reply[0]["status"] == "ok":
+                self.failed -= 1
         finally:
             lock.release()
         if reply is None:

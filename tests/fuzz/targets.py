@@ -22,7 +22,7 @@ from agentlace.data.replay_buffer import ReplayBuffer
 from agentlace.errors import AgentlaceError, DecodeError, MissingExtra
 from agentlace.inference import InferenceClient, InferenceServer
 from agentlace.trainer import TrainerClient, TrainerServer
-from agentlace.transport import presence
+from agentlace.transport import identity, presence
 from agentlace.transport.connection import Broker
 from agentlace.transport.keys import ServiceKeys
 from agentlace.transport.request_server import REQUEST_STAMP
@@ -241,7 +241,7 @@ class Presence:
         client, before = self.world.actor, self.world.actor._server
         peer = presence.read_peer(self.world.channel, self.world.elsewhere.server)
         try:
-            presence._is_dead(peer | {"machine": presence._machine()})
+            identity.is_dead(peer | {"machine": identity._machine()})
             client._mismatch_with(peer)
             client._server = peer
             client._outboxes["any"].producer._room._retention()

@@ -6,8 +6,9 @@ import threading
 
 from agentlace.config import BrokerURL
 from agentlace.transport.connection import Broker
+from agentlace.transport.identity import describe
 from agentlace.transport.keys import ServiceKeys
-from agentlace.transport.presence import Presence, describe
+from agentlace.transport.presence import Presence
 
 
 def main(url, namespace):

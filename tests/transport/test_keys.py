@@ -11,8 +11,9 @@ from weights_support import LARGE, network, publish
 
 from agentlace.transport import keys as keys_module
 from agentlace.transport.broadcast import BroadcastPublisher
+from agentlace.transport.identity import describe
 from agentlace.transport.keys import ServiceKeys, StoreKeys
-from agentlace.transport.presence import Presence, describe
+from agentlace.transport.presence import Presence
 from agentlace.transport.requests import RequestClient, RequestServer
 from agentlace.transport.weights_pins import Pin
 

@@ -14,9 +14,11 @@ import pytest
 from transport_support import DEADLINE_S, broker_at, channel_to, kill_clients, once, wait_until
 
 from agentlace.errors import AlreadyServed, BrokerUnreachable, DecodeError
+from agentlace.transport import identity
 from agentlace.transport import presence as presence_module
+from agentlace.transport.identity import describe
 from agentlace.transport.keys import LEASE_MS, SEEN_MS
-from agentlace.transport.presence import Presence, absent, describe, read_peer
+from agentlace.transport.presence import Presence, absent, read_peer
 
 PROGRAM = Path(__file__).with_name("presence_server.py")
 
@@ -170,7 +172,7 @@ def test_only_a_certain_death_frees_the_place(serve, channel, keys, changes, is_
     if sys.platform != "linux" and is_dead:
         pytest.skip("needs /proc")
     if changes.get("pid") == 1:
-        changes = changes | {"started": presence_module._start_time(1)}
+        changes = changes | {"started": identity._start_time(1)}
     pretend(channel, keys.server, **changes)
     probe = Presence(channel.broker, keys.server, describe("server", keys.name), keys.seen)
     with contextlib.closing(probe._channel):
