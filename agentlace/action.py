@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from agentlace.config import ActionConfig, BrokerURL, copy_of
 from agentlace.errors import AgentlaceError, UnknownRequest
 from agentlace.service import Client, Server
+from agentlace.telemetry import Sample
 from agentlace.transport.backoff import Refrain
 from agentlace.transport.broadcast import BroadcastPublisher, BroadcastWatcher, read_newest
 from agentlace.transport.connection import Broker
@@ -93,6 +94,11 @@ class ActionServer(Server):
             return False
         self._refrain.reset()
         return True
+
+    def _measure(self) -> Iterator[Sample]:
+        yield from super()._measure()
+        if self._broadcast is not None:
+            yield Sample("observations_published_total", self._broadcast.published)
 
     def _stop_workers(self) -> None:
         with self._broadcast_lock:
@@ -208,6 +214,13 @@ class ActionClient(Client):
     def missed_obs(self) -> int:
         """Observations that were published but that the callbacks did not get."""
         return sum(watcher.missed for watcher in self._watchers)
+
+    def _measure(self) -> Iterator[Sample]:
+        yield from super()._measure()
+        if self._watchers:
+            yield Sample("observations_missed_total", self.missed_obs)
+            delivered = sum(watcher.delivered for watcher in self._watchers)
+            yield Sample("observations_received_total", delivered)
 
     def latest_obs(self) -> Any:
         """Return the newest broadcast observation; None if there was none in ten seconds."""

@@ -8,15 +8,16 @@ whoever looks (``agentlace status``, the dashboard, Prometheus) needs nothing bu
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+from agentlace.waits import TEXT_CHARS, WaitSource, told_waits
 
 log = logging.getLogger(__name__)
 
@@ -24,8 +25,6 @@ SAMPLES_MAX = 256
 """So many samples of one node travel; the others are left out, which is logged once."""
 EVENTS_MAX = 16
 """So many of a node's last events travel."""
-TEXT_CHARS = 300
-"""Of an event, or of what is waited for, so much travels."""
 PREFIX = "agentlace_"
 """Of every name where names of several programs meet."""
 
@@ -45,6 +44,9 @@ class Metric:
 
 METRICS: dict[str, Metric] = {
     "transitions_sent_total": Metric("counter", "Transitions that the broker has confirmed."),
+    "transitions_sent_bytes_total": Metric(
+        "counter", "Bytes of the chunks that the broker has confirmed."
+    ),
     "transitions_lost_total": Metric(
         "counter", "Transitions overwritten in the actor's store before they could be sent."
     ),
@@ -73,6 +75,7 @@ METRICS: dict[str, Metric] = {
     "requests_made_total": Metric("counter", "Requests made."),
     "requests_failed_total": Metric("counter", "Requests that got no answer, or an error."),
     "observations_published_total": Metric("counter", "Observations broadcast."),
+    "observations_received_total": Metric("counter", "Observations that callbacks got."),
     "observations_missed_total": Metric(
         "counter", "Observations published that a slow watcher did not get."
     ),
@@ -95,37 +98,6 @@ ReportCallback = Callable[[dict[str, float], "int | None"], object]
 """Called with what the program reports, by name, and its step."""
 
 
-@dataclass
-class _Waits:
-    """What threads of this process wait for, by the role of the node that it concerns."""
-
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    descriptions: dict[int, tuple[str, float, Callable[[], str | None]]] = field(
-        default_factory=dict
-    )
-
-
-_WAITS = _Waits()
-
-
-@contextlib.contextmanager
-def waiting(role: str, describe: Callable[[], str | None]) -> Iterator[None]:
-    """While this is open, all nodes of a role in this process say what they wait for.
-
-    Args:
-        role: as :class:`Telemetry` has it.
-        describe: returns what is missing now, None if nothing is; called from heartbeats.
-    """
-    key = id(describe)
-    with _WAITS.lock:
-        _WAITS.descriptions[key] = (role, time.monotonic(), describe)
-    try:
-        yield
-    finally:
-        with _WAITS.lock:
-            _WAITS.descriptions.pop(key, None)
-
-
 class Telemetry:
     """What one node counts, measures and waits for. Thread-safe.
 
@@ -138,6 +110,7 @@ class Telemetry:
         self.role = role
         self._lock = threading.Lock()
         self._sources: list[Source] = []
+        self._wait_sources: list[WaitSource] = []
         self._reported: dict[str, float] = {}
         self._callbacks: list[ReportCallback] = []
         self._events: deque[tuple[float, str, str]] = deque(maxlen=EVENTS_MAX)
@@ -149,6 +122,11 @@ class Telemetry:
         """Read samples from here at each heartbeat, on its thread; must not block."""
         with self._lock:
             self._sources.append(source)
+
+    def explain(self, source: WaitSource) -> None:
+        """Ask here what the node waits for, at each heartbeat, on its thread; must not block."""
+        with self._lock:
+            self._wait_sources.append(source)
 
     def note(self, kind: str, text: str) -> None:
         """Tell of an event, such as a reconnect; the last EVENTS_MAX travel."""
@@ -190,19 +168,14 @@ class Telemetry:
         return found
 
     def waits(self) -> list[str]:
-        """Return what this process waits for on behalf of this node, the longest wait first."""
-        with _WAITS.lock:
-            mine = [w for w in _WAITS.descriptions.values() if w[0] == self.role]
-        found = []
-        for _, since_s, describe in sorted(mine, key=lambda wait: wait[1]):
-            try:
-                text = describe()
-            except Exception:
-                log.exception("what a node waits for could not be told")
-                continue
-            if text:
-                found.append(f"{text} (for {time.monotonic() - since_s:.0f} s)"[:TEXT_CHARS])
-        return found
+        """Return what this node waits for, the longest wait first.
+
+        What :func:`agentlace.waits.waiting` was told for its role is told by all nodes of that
+        role in this process: a rate limiter, say, does not know whose store it guards.
+        """
+        with self._lock:
+            sources = list(self._wait_sources)
+        return told_waits(self.role, sources)
 
     def told(self) -> dict[str, Any]:
         """Return what goes out with a heartbeat: plain lists and dicts.

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from agentlace.errors import Closed, NotEnoughData
-from agentlace.telemetry import waiting
+from agentlace.waits import waiting
 
 log = logging.getLogger(__name__)
 

@@ -179,6 +179,7 @@ class ReplayBuffer(SampledStore):
             with self._writing:
                 begin, end = self._head.rows()
         with self._drawing:
+            self.sampled += size
             return self._rng.integers(begin, end, size=size)
 
     def latest_data_id(self) -> int:

@@ -45,6 +45,7 @@ class SampledStore(DataStoreBase):
         capacity: in transitions.
         preloaded: of :attr:`inserted`, how many were loaded in advance, such as demonstrations;
             a rate limiter does not count them.
+        sampled: how many transitions were drawn so far.
     """
 
     _rng: np.random.Generator
@@ -54,6 +55,7 @@ class SampledStore(DataStoreBase):
         if capacity <= 0:
             raise ValueError(f"capacity={capacity} must be positive")
         self.preloaded = 0
+        self.sampled = 0
         self._writing = Lock()
         self._drawing = Lock()
         self._changed = Condition(Lock())

@@ -111,6 +111,7 @@ class TrajectoryBuffer(TrajectoryRing):
             self._writing.acquire()
             self._writing.release()
         with self._drawing:
+            self.sampled += batch_size
             reading = Reading(config, self._episodes, self._fetch, self._storage.put, self._rng)
             if force_indices is not None or not self._storage.reads_while_written:
                 with self._writing:

@@ -28,6 +28,7 @@ from agentlace.transport.identity import describe
 from agentlace.transport.keys import ServiceKeys
 from agentlace.transport.lag import forget as forget_consumer
 from agentlace.transport.streams import StreamId
+from agentlace.waits import Wait
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,8 @@ class Recorder:
         self._report: Report | None = None
         self.telemetry = Telemetry("recorder")
         self.telemetry.collect(self._measure)
+        self.telemetry.explain(self._waits)
+        self._began_s = time.monotonic()
 
     @property
     def directory(self) -> Path:
@@ -220,6 +223,12 @@ class Recorder:
             yield Sample("transitions_missing_total", consumer.gaps, {"store": store})
         if self._writer is not None:
             yield Sample("episodes_recorded", self._writer.episodes)
+
+    def _waits(self) -> Iterator[Wait]:
+        attendance = self._attendance
+        for store, actors in list(attendance.seen.items()) if attendance is not None else []:
+            if not actors:
+                yield Wait(f"an actor of store {store!r}", self._began_s)
 
     # -- ending --------------------------------------------------------------------------------
 

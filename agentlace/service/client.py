@@ -33,6 +33,7 @@ from agentlace.transport.connection import Broker, Channel
 from agentlace.transport.identity import describe
 from agentlace.transport.keys import ServiceKeys
 from agentlace.transport.requests import RequestClient
+from agentlace.waits import Trying, Wait
 
 CONNECT_TIMEOUT_S = 5.0
 """How long a client looks for its broker and server; independent of ``timeout_ms``."""
@@ -86,6 +87,8 @@ class Client:
         self._requests = RequestClient(self._broker, self._keys, self._server_token)
         self.telemetry = Telemetry(self._role(kind))
         self.telemetry.collect(self._measure)
+        self.telemetry.explain(self._waits)
+        self._absence = Trying()
         name = name or uuid.uuid4().hex[:12]
         info = describe("client", name, version=__version__, config=self._description)
         self._presence = presence.Presence(
@@ -107,11 +110,25 @@ class Client:
         yield Sample("requests_failed_total", self._requests.failed)
         yield Sample("reconnects_total", self._presence.reconnects)
 
+    def _waits(self) -> Iterator[Wait]:
+        """Yield what this client waits for."""
+        yield from self._absence.waits()
+        yield from self._requests.unanswered.waits()
+        if self._mismatch is not None:
+            yield Wait(f"a server of its config: {self._mismatch}")
+
+    def _note_server(self) -> None:
+        if self._server is None:
+            self._absence.failed(f"server {self._keys.name}, which is not there")
+        else:
+            self._absence.succeeded()
+
     def _connect(self, wait_for_server: bool) -> None:
         """Wait for broker and server, compare configs, and announce this client.
 
         Raises:
-            BrokerUnreachable, PeerAbsent: not there within CONNECT_TIMEOUT_S, unless waiting.
+            BrokerUnreachable, PeerAbsent: not there within CONNECT_TIMEOUT_S, unless waiting;
+                meanwhile it is announced as one that waits.
             BrokerAuthFailed: the broker refuses the user or password.
             ConfigMismatch: the server was built with another config.
         """
@@ -129,14 +146,21 @@ class Client:
                 if time.monotonic() > next_log:
                     self._log.warning("waiting: %s", error)
                     next_log = time.monotonic() + WAIT_LOG_S
+                    self._announce(isinstance(error, PeerAbsent))
                 self._stopping.wait(WAIT_POLL_S)
-        self._presence.acquire(exclusive=False)
-        self._presence.start()
+        self._announce(True)
         running.add(self)
+
+    def _announce(self, has_broker: bool) -> None:
+        """Announce this client, if it is not announced yet."""
+        if has_broker and not self._presence.is_running:
+            self._presence.acquire(exclusive=False)
+            self._presence.start()
 
     def _look_for_server(self, channel: Channel) -> AgentlaceError | None:
         try:
             self._server = presence.read_peer(channel, self._keys.server)
+            self._note_server()
             if self._server is None:
                 return presence.absent(channel, self._keys)
         except BrokerUnreachable as error:
@@ -150,6 +174,7 @@ class Client:
     def _on_beat(self, channel: Channel) -> None:
         """Look after the server: it may have been restarted, and with another config."""
         before, self._server = self._server, presence.read_peer(channel, self._keys.server)
+        self._note_server()
         if self._server is not None and (
             before is None or before["token"] != self._server["token"]
         ):

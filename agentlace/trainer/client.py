@@ -33,6 +33,7 @@ from agentlace.transport.connection import Channel
 from agentlace.transport.producer import Producer
 from agentlace.transport.streams import Retention
 from agentlace.transport.weights_receiver import WeightsReceiver
+from agentlace.waits import Trying, Wait
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +90,7 @@ class TrainerClient(NetworkClient, EpisodeMarks):
         self.req_rep_client = RequestSettings(self)
         self._update_lock = threading.RLock()
         self._refrains: dict[str, Refrain] = defaultdict(Refrain)
+        self._updates: dict[str, Trying] = {}
         self._told: dict[str, Retention] = {}
         self._limit_lock = threading.Lock()
         self._last_call = float("-inf")
@@ -171,8 +173,11 @@ class TrainerClient(NetworkClient, EpisodeMarks):
             with self._update_lock:
                 self._send(name, from_id, confirm, permit)
             self._refrains[name].reset()
+            self._updates.pop(name, None)
         except FALSE_ERRORS as error:
             self.last_error = error
+            if isinstance(error, UnknownRequest):
+                self._wait_for(name, str(error))
             if self.strict:
                 raise
             if self._refrains[name].is_due(error):
@@ -187,10 +192,14 @@ class TrainerClient(NetworkClient, EpisodeMarks):
         deadline = time.monotonic() + timeout_s
         outbox.send(timeout_s, self._chunk_meta(), permit)
         while confirm and not outbox.is_applied(self._stream_channel, CONSUMER):
+            self._wait_for(name, f"the trainer to apply what was sent to store {name!r}")
             if time.monotonic() > deadline:
                 raise RequestTimeout(f"confirmation of store {name!r}", timeout_s)
             if self._stopping.wait(CONFIRM_POLL_S):
                 raise Closed(f"this client of {self._keys.name} was stopped")
+
+    def _wait_for(self, store: str, what: str) -> None:
+        self._updates.setdefault(store, Trying()).failed(what)
 
     def _known(self, name: str) -> Outbox:
         """Return the outbox of a store that both ends know."""
@@ -291,6 +300,13 @@ class TrainerClient(NetworkClient, EpisodeMarks):
         yield from super()._measure()
         for name, outbox in self._outboxes.items():
             yield from outbox.measure({"store": name})
+
+    def _waits(self) -> Iterator[Wait]:
+        yield from super()._waits()
+        for outbox in self._outboxes.values():
+            yield from outbox.producer.waits()
+        for update in list(self._updates.values()):
+            yield from update.waits()
 
     # -- life ------------------------------------------------------------------------------------
 

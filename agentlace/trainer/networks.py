@@ -11,6 +11,7 @@ from agentlace.telemetry import Sample
 from agentlace.trainer.pausable_client import PausableClient
 from agentlace.transport.weights import Version
 from agentlace.transport.weights_receiver import WeightsReceiver
+from agentlace.waits import Wait
 
 
 class NetworkClient(PausableClient):
@@ -28,6 +29,11 @@ class NetworkClient(PausableClient):
             yield Sample("network_version", version)
         if age_s is not None:
             yield Sample("network_age_seconds", age_s)
+
+    def _waits(self) -> Iterator[Wait]:
+        yield from super()._waits()
+        if self.refused_network is not None:
+            yield Wait(f"a network that fits: {self.refused_network}")
 
     def recv_network_callback(self, callback: Callable[[Any], object], expect: Any = None) -> None:
         """Call back with each newest network, the present one at once.

@@ -160,6 +160,7 @@ class Outbox:
         """Yield how many transitions went which way, and how many wait."""
         waiting = self.producer.pending.rows
         yield Sample("transitions_sent_total", self.producer.number - waiting, labels)
+        yield Sample("transitions_sent_bytes_total", self.producer.sent_bytes, labels)
         yield Sample("transitions_pending", waiting, labels)
         yield Sample("transitions_lost_total", self.lost, labels)
         yield Sample("transitions_dropped_total", self.producer.dropped, labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from agentlace.errors import AgentlaceError, BrokerUnreachable
@@ -9,6 +10,7 @@ from agentlace.service import Client
 from agentlace.trainer.pause import PauseWatch
 from agentlace.trainer.pause_state import Pausable, PauseState
 from agentlace.transport.connection import Channel
+from agentlace.waits import Wait
 
 
 class PausableClient(Pausable, Client):
@@ -27,6 +29,12 @@ class PausableClient(Pausable, Client):
     def _pause_state(self) -> PauseState:
         self._check_usable()
         return self._watch.start()
+
+    def _waits(self) -> Iterator[Wait]:
+        yield from super()._waits()
+        state = self._watch.state
+        if state.pause and state.seen == state.pause:
+            yield Wait(f"the end of the pause of {self._keys.name}", state.since_s)
 
     def _look_for_server(self, channel: Channel) -> AgentlaceError | None:
         error = super()._look_for_server(channel)

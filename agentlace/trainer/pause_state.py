@@ -20,6 +20,9 @@ class PauseState:
 
     Args:
         expires_s: a pause ends by itself so long after it was last told; never if None.
+
+    Attributes:
+        since_s: when the present pause was told first, by the monotonic clock.
     """
 
     def __init__(self, expires_s: float | None = None) -> None:
@@ -29,6 +32,7 @@ class PauseState:
         self._expires_s = expires_s
         self._pause = ""
         self._told_s = 0.0
+        self.since_s = 0.0
         self._closed = False
         self._callbacks: list[OnPause] = []
 
@@ -77,6 +81,8 @@ class PauseState:
         """Take over what the trainer says now, and call back if that is news."""
         with self.changed:
             before, self._pause, self._told_s = self._pause, pause, time.monotonic()
+            if pause != before:
+                self.since_s = self._told_s
             callbacks = list(self._callbacks)
             self.changed.notify_all()
         if pause == before:

@@ -155,6 +155,7 @@ class Stores:
         for name, filled in list(self._filled.items()):
             with suppress(Exception):  # a store of the program's own need not tell
                 yield Sample("store_size", len(filled.store), {"store": name})
+                yield Sample("store_sampled_total", filled.store.sampled, {"store": name})
 
     # -- checkpoints -------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from agentlace import codec
@@ -36,6 +36,7 @@ from agentlace.transport.streams import (
     newest_id,
     role_of,
 )
+from agentlace.waits import Wait
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +92,15 @@ class Producer:
     def dropped(self) -> int:
         """Transitions that no consumer had read when they were dropped."""
         return self._room.dropped
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes of all chunks that the broker has confirmed."""
+        return self._room.kept_bytes
+
+    def waits(self) -> Iterator[Wait]:
+        """Yield what is waited for until more can be sent."""
+        return self._room.waiting.waits()
 
     @property
     def number(self) -> int:

@@ -24,7 +24,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
 from agentlace.codec import Frame, StampedDecoder, StampedEncoder
@@ -52,6 +51,8 @@ from agentlace.transport.request_server import (
     RequestServer,
     keep,
 )
+from agentlace.transport.ticket import Ticket
+from agentlace.waits import Trying
 
 __all__ = ["Handler", "RequestClient", "RequestServer", "Ticket"]
 
@@ -66,20 +67,6 @@ ENCODERS = 64
 TURNS = 64
 LONG_S = 4.0
 """From this patience on, more of it makes no difference to a single wait."""
-
-
-@dataclass(slots=True)
-class Ticket:
-    """The identity of one request, kept by a caller that may repeat it.
-
-    Attributes:
-        server: the server that it was first meant for.
-        sent: whether it may have reached a server, or may still do so.
-    """
-
-    id: int
-    server: str | None
-    sent: bool = False
 
 
 class _Turn(NamedTuple):
@@ -100,6 +87,7 @@ class RequestClient:
     Attributes:
         made: calls so far.
         failed: those of them that got no answer, or an error.
+        unanswered: what it waits for, if that takes long.
     """
 
     def __init__(
@@ -119,6 +107,7 @@ class RequestClient:
         self._turns: dict[int, _Turn] = {}
         self._run = ""
         self._connects = 0
+        self.unanswered = Trying()
         self.made = 0
         self.failed = 0
 
@@ -161,6 +150,10 @@ class RequestClient:
             reply, started = self._persist(what, name, payload, ticket, end)
             if reply is not None and reply[0]["status"] == "ok":
                 self.failed -= 1
+            if reply is None:
+                self.unanswered.failed(self._awaited(what, name))
+            else:
+                self.unanswered.succeeded()
         finally:
             lock.release()
         if reply is None:
@@ -182,7 +175,7 @@ class RequestClient:
                 frame = self._encode(what, name, payload, ticket, end)
                 if not self._channel.is_connected and self._broker.follow_clock(self._channel):
                     frame = self._encode(what, name, payload, ticket, end)
-                reply = self._ask(frame, ticket, end)
+                reply = self._ask(frame, ticket, end, what, name)
             except BrokerUnreachable:
                 backoff = backoff or Backoff()
                 pause = backoff.next_s()
@@ -212,7 +205,12 @@ class RequestClient:
             keep(self._encoders, (what, name, repeats), encoder, ENCODERS)
         return encoder.encode((ticket.id, self._broker.at_ms(end), self._caller), payload)
 
-    def _ask(self, frame: Frame, ticket: Ticket, end: float) -> Stamped | None:
+    def _awaited(self, what: str, name: str) -> str:
+        return f"reply of {self._keys.name} to {what} {name!r}"
+
+    def _ask(
+        self, frame: Frame, ticket: Ticket, end: float, what: str, name: str
+    ) -> Stamped | None:
         """Push the request once, then wait for its reply; None when the time is over."""
         channel = self._channel
         if not channel.is_connected:
@@ -234,6 +232,7 @@ class RequestClient:
             left_s = end - time.monotonic()
             if left_s <= 0:
                 return None
+            self.unanswered.failed(self._awaited(what, name))
             data = self._pop(left_s)
 
     def _decoded(self, data: Any, ticket: Ticket) -> Stamped | None:

@@ -14,12 +14,15 @@ from agentlace.transport.connection import Channel, Refused
 from agentlace.transport.keys import StoreKeys
 from agentlace.transport.lag import described
 from agentlace.transport.streams import START, Retention, StreamId, applied, cursors, trim_read
+from agentlace.waits import Trying
 
 log = logging.getLogger(__name__)
 
 ROOM_POLL_S = 0.02
 """How often a full stream is looked at while waiting for room."""
 ENTRY_OVERHEAD_BYTES = 128
+TELL_EVERY_S = 1.0
+"""How often it is asked, while waiting for room, who takes it."""
 WARN_EVERY_S = 10.0
 """How often it is logged that transitions are dropped."""
 
@@ -45,6 +48,8 @@ class Room:
     Attributes:
         limit_bytes: what the broker's memory allows the streams of all stores; 0 for anything.
         dropped: transitions that went unread.
+        kept_bytes: of all entries so far.
+        waiting: for room.
     """
 
     def __init__(
@@ -64,6 +69,9 @@ class Room:
         self._kept: deque[_Kept] = deque()
         self._kept_bytes = 0
         self._next_warning = 0.0
+        self._next_tell = 0.0
+        self.waiting = Trying()
+        self.kept_bytes = 0
         self.share_bytes = 0
         self.limit_bytes = 0
         self.dropped = 0
@@ -79,6 +87,8 @@ class Room:
         """Take note of an entry that is in the stream now."""
         self._kept.append(_Kept(entry, rows, nbytes + ENTRY_OVERHEAD_BYTES))
         self._kept_bytes += nbytes + ENTRY_OVERHEAD_BYTES
+        self.kept_bytes += nbytes
+        self.waiting.succeeded()
 
     def adopt(self, newest: StreamId) -> None:
         """Take note of what this actor's predecessor has left in the stream, if one may ask."""
@@ -108,6 +118,7 @@ class Room:
             if self._retention().when_full == "drop_oldest":
                 self._drop(goal, positions)
                 return
+            self._tell(positions)
             if time.monotonic() >= deadline:
                 raise StoreFull(self._full_message(positions))
             threading.Event().wait(ROOM_POLL_S)
@@ -148,6 +159,15 @@ class Room:
                 self._slowest(positions),
             )
 
+    def _tell(self, positions: Mapping[str, StreamId]) -> None:
+        """Say for what room this actor waits, and who takes it."""
+        if time.monotonic() > self._next_tell:
+            self._next_tell = time.monotonic() + TELL_EVERY_S
+            self.waiting.failed(
+                f"room in store {self._keys.name!r}: {self._kept_bytes:,} of "
+                f"{self.share_bytes:,} bytes are used; {self._slowest(positions)}"
+            )
+
     def _full_message(self, positions: Mapping[str, StreamId]) -> str:
         return (
             f"store {self._keys.name!r} is full: {self._kept_bytes} bytes of actor "
@@ -169,6 +189,7 @@ class Room:
             positions = cursors(self._channel, self._keys, self._actor)
             if self._kept and min(positions.values(), default=START) < self._kept[-1].id:
                 slowest = self._slowest(positions)
+                self.waiting.failed(f"room in the broker: {slowest} in store {self._keys.name!r}")
                 return StoreFull(f"{error}; in store {self._keys.name!r} {slowest}")
         except AgentlaceError:
             pass  # it is full, whoever is slow
