@@ -53,6 +53,7 @@ class Peer:
         events: what it tells of, the newest last.
         config: what both ends compare.
         stores: a trainer's, with the retention of each.
+        told_ms: when it told all this, in the broker's time.
     """
 
     service: str
@@ -71,6 +72,7 @@ class Peer:
     events: tuple[Event, ...] = ()
     config: dict[str, Any] = field(default_factory=dict)
     stores: dict[str, Any] = field(default_factory=dict)
+    told_ms: float = 0.0
 
     @property
     def is_late(self) -> bool:
@@ -125,6 +127,7 @@ def _of(told: dict[str, Any], service: str, is_server: bool, is_there: bool, bea
         tuple(_events(_list(told, "events"))),
         told.get("config", {}),
         told.get("stores", {}),
+        told_ms=float(told["progress_ms"]),
     )
 
 

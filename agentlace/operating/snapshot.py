@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from agentlace.operating.brokers import BrokerState, broker_state
 from agentlace.operating.peers import Peer, peers
 from agentlace.operating.stores import StoreState, store_state
 from agentlace.telemetry import METRICS, Sample
 from agentlace.transport.connection import Channel
+from agentlace.transport.keys import ServiceKeys
 from agentlace.transport.lag import keys_of, service_of, store_keys
 
 Series = tuple[str, str, str, tuple[tuple[str, str], ...]]
@@ -26,6 +27,7 @@ class Snapshot:
         broker: the broker.
         peers: all nodes, by service, the server first.
         stores: all stores with their streams.
+        queues: by service, how many requests wait for its server.
     """
 
     at_ms: float
@@ -33,6 +35,7 @@ class Snapshot:
     broker: BrokerState
     peers: tuple[Peer, ...]
     stores: tuple[StoreState, ...]
+    queues: dict[str, int] = field(default_factory=dict)
 
     def server(self, service: str) -> Peer | None:
         """Return the server of a service, also one that is gone; None if none is known."""
@@ -64,31 +67,52 @@ def take(channel: Channel, namespace: str) -> Snapshot:
         if store is not None
     ]
     broker = broker_state(channel, keys)
-    return Snapshot(channel.broker.now_ms(), namespace, broker, tuple(nodes), tuple(stores))
+    queues = _queues(channel, namespace, {peer.service for peer in nodes})
+    now_ms = channel.broker.now_ms()
+    return Snapshot(now_ms, namespace, broker, tuple(nodes), tuple(stores), queues)
+
+
+def _queues(channel: Channel, namespace: str, services: set[str]) -> dict[str, int]:
+    found = {}
+    for service in sorted(services):
+        kind, port = service.split(":")
+        requests = ServiceKeys(namespace, kind, int(port)).requests
+        length = channel.at(requests).exchange([("LLEN", requests)])[0]
+        if isinstance(length, int):
+            found[service] = length
+    return found
 
 
 def rates(before: Snapshot, after: Snapshot) -> dict[Series, float]:
     """Return how much each counter grew per second between two snapshots.
 
-    A node that was not there before has none yet.
+    They are exact: of the time between the two heartbeats that told the numbers. A node has none
+    if it was not there before, or has told nothing since; it does so once a second.
     """
-    seconds = (after.at_ms - before.at_ms) / 1000
-    if seconds <= 0:
-        return {}
-    old = {(token, series): value for token, series, value in _counters(before)}
+    old = {peer.token: peer for peer in before.peers}
     return {
-        series: max(value - old[token, series], 0.0) / seconds
-        for token, series, value in _counters(after)
-        if (token, series) in old
+        series: rate
+        for peer in after.peers
+        if peer.token in old
+        for series, rate in _grown(old[peer.token], peer)
     }
 
 
-def _counters(snapshot: Snapshot) -> Iterator[tuple[str, Series, float]]:
-    for peer in snapshot.peers:
-        for sample in peer.samples:
-            if _is_counter(sample):
-                labels = tuple(sorted(sample.labels.items()))
-                yield peer.token, (peer.service, peer.name, sample.name, labels), sample.value
+def _grown(before: Peer, after: Peer) -> Iterator[tuple[Series, float]]:
+    seconds = (after.told_ms - before.told_ms) / 1000
+    if seconds <= 0:
+        return
+    old = dict(_counters(before))
+    for series, value in _counters(after):
+        if series in old:
+            yield series, max(value - old[series], 0.0) / seconds
+
+
+def _counters(peer: Peer) -> Iterator[tuple[Series, float]]:
+    for sample in peer.samples:
+        if _is_counter(sample):
+            labels = tuple(sorted(sample.labels.items()))
+            yield (peer.service, peer.name, sample.name, labels), sample.value
 
 
 def _is_counter(sample: Sample) -> bool:
