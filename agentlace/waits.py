@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 WAITED_S = 1.0
-"""An attempt that has failed is told as a wait once it has for so long."""
+"""A wait is told once it has lasted for so long."""
 FORGOTTEN_S = 30.0
 """Who has not tried again for so long waits no more."""
 TEXT_CHARS = 300
@@ -59,11 +59,9 @@ class Trying:
         self._wait = None
 
     def waits(self) -> Iterator[Wait]:
-        """Yield what is missing, if that has lasted."""
-        wait, now_s = self._wait, time.monotonic()
-        if wait is None or now_s - self._tried_s > FORGOTTEN_S:
-            return
-        if now_s - (wait.since_s or now_s) >= WAITED_S:
+        """Yield what is missing."""
+        wait = self._wait
+        if wait is not None and time.monotonic() - self._tried_s < FORGOTTEN_S:
             yield wait
 
 
@@ -103,7 +101,7 @@ def waiting(role: str, describe: Callable[[], str | None]) -> Iterator[None]:
 
 
 def told_waits(role: str, sources: Iterable[WaitSource]) -> list[str]:
-    """Return what a node waits for, the longest wait first, and for how long.
+    """Return what a node waits for since WAITED_S or more, the longest wait first.
 
     Args:
         role: of the node: what :func:`waiting` was told for it.
@@ -118,6 +116,7 @@ def told_waits(role: str, sources: Iterable[WaitSource]) -> list[str]:
         if text := _asked(describe, None):
             found.append(Wait(text, since_s))
     now_s = time.monotonic()
+    found = [w for w in found if w.since_s is None or now_s - w.since_s >= WAITED_S]
     found.sort(key=lambda wait: now_s if wait.since_s is None else wait.since_s)
     return [_lasting(wait, now_s) for wait in found]
 

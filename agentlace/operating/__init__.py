@@ -7,6 +7,7 @@ them into the plain values that ``agentlace status --json`` prints.
 """
 
 from agentlace.operating.brokers import BrokerState
+from agentlace.operating.looking import Looker
 from agentlace.operating.peers import Peer
 from agentlace.operating.problems import Problem, problems
 from agentlace.operating.report import Report, report
@@ -15,6 +16,7 @@ from agentlace.operating.stores import StoreState, StreamState
 
 __all__ = [
     "BrokerState",
+    "Looker",
     "Peer",
     "Problem",
     "Report",

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from agentlace.operating.asking import ask
 from agentlace.transport.connection import Channel
 from agentlace.transport.resp import ErrorReply
 
@@ -99,8 +100,8 @@ def pattern_of(key: str) -> str:
 
 def _bytes_by_pattern(channel: Channel, keys: Sequence[str]) -> dict[str, int]:
     found: Counter[str] = Counter()
-    for key in keys[:SAMPLED_KEYS]:
-        nbytes = channel.at(key).exchange([("MEMORY", "USAGE", key)])[0]
+    sampled = keys[:SAMPLED_KEYS]
+    for key, nbytes in zip(sampled, ask(channel, sampled, "MEMORY", "USAGE"), strict=True):
         if isinstance(nbytes, int):
             found[pattern_of(key)] += nbytes
     return dict(found.most_common())

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agentlace.errors import DecodeError
+from agentlace.operating.asking import ask
 from agentlace.telemetry import Sample
 from agentlace.transport.connection import Channel
-from agentlace.transport.presence import read_peer
+from agentlace.transport.presence import peer_of
+from agentlace.transport.resp import Reply
 
 EXPECTED_BEAT_S = 2.5
 """A node that has not beaten for so long, though its key is still there, does not get to it."""
@@ -91,26 +93,31 @@ def peers(channel: Channel, namespace: str, keys: Iterable[str]) -> list[Peer]:
 
     A server that is gone is listed, as far as the broker remembers it.
     """
-    found = [peer for key in keys for peer in _peer(channel, namespace, key)]
+    prefix = f"al:{{{namespace}:"
+    places = {key: _PLACE.fullmatch(key.removeprefix(prefix)) for key in keys}
+    ours = {key: place for key, place in places.items() if place is not None}
+    values = ask(channel, list(ours), "GET")
+    channel.checked(values)
+    found = [
+        peer
+        for (key, place), value in zip(ours.items(), values, strict=True)
+        for peer in _peer(channel, place, key, value)
+    ]
     served = {peer.service for peer in found if peer.is_server and peer.is_there}
     found = [peer for peer in found if peer.is_there or peer.service not in served]
     return sorted(found, key=lambda peer: (peer.service, not peer.is_server, peer.name))
 
 
-def _peer(channel: Channel, namespace: str, key: str) -> Iterator[Peer]:
-    place = _PLACE.fullmatch(key.removeprefix(f"al:{{{namespace}:"))
-    if place is None:
+def _peer(channel: Channel, place: re.Match[str], key: str, value: Reply) -> Iterator[Peer]:
+    if value is None:
         return
     try:
-        told = read_peer(channel.at(key), key)
+        told = peer_of(value, key)
     except DecodeError:
         return
-    if told is not None:
-        beat_s = (channel.broker.now_ms() - told["progress_ms"]) / 1000
-        is_there = place["end"] != "seen"
-        yield _of(
-            told, f"{place['kind']}:{place['port']}", place["end"] != "client", is_there, beat_s
-        )
+    beat_s = (channel.broker.now_ms() - told["progress_ms"]) / 1000
+    is_there, is_server = place["end"] != "seen", place["end"] != "client"
+    yield _of(told, f"{place['kind']}:{place['port']}", is_server, is_there, beat_s)
 
 
 def _of(told: dict[str, Any], service: str, is_server: bool, is_there: bool, beat_s: float) -> Peer:

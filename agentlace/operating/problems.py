@@ -10,8 +10,8 @@ from agentlace.operating.snapshot import Snapshot
 from agentlace.operating.stores import StoreState
 from agentlace.transport.lag import ConsumerState
 
-NEARLY_FULL = 0.9
-"""A store, or the broker, is nearly full from this share of what it may have."""
+NEARLY_FULL = 0.8
+"""A stream, or the broker, is nearly full from this share of what it may have."""
 STANDS_STILL_S = 5.0
 """A consumer that is behind and has applied nothing for so long does not get on."""
 OLD_NETWORK_S = 10.0
@@ -70,7 +70,7 @@ def _of_peer(snapshot: Snapshot, peer: Peer) -> Iterator[Problem]:
         text = f"no heartbeat for {peer.beat_s:.0f} s: it is stopped, stuck or cut off ({place})"
         yield Problem("late", called(peer), text)
     if peer.is_server and not peer.is_there and (left := _left_behind(snapshot, peer)):
-        text = f"gone since {peer.beat_s:.0f} s ({place}), and {left} of its clients are there"
+        text = f"gone since {peer.beat_s:.0f} s (was {place}), and {left} of its clients are there"
         yield Problem("gone", called(peer), text, f"start the server of {peer.service}")
 
 

@@ -247,6 +247,8 @@ def _lag(snapshot: Snapshot, peer: Peer) -> int | None:
 
 def _waits(snapshot: Snapshot, peer: Peer) -> Iterator[str]:
     """Yield what a node says that it waits for, and what is seen only from outside."""
+    if not peer.is_there:
+        return
     if peer.does != "trainer":
         yield from peer.waits
         return
@@ -254,7 +256,7 @@ def _waits(snapshot: Snapshot, peer: Peer) -> Iterator[str]:
     actors = sum(client.does == "actor" and client.is_there for client in clients)
     for wait in peer.waits:
         yield f"{wait}; {actors or 'no'} actor{'s' * (actors != 1)}"
-    if peer.is_there and peer.stores and not actors and not peer.waits:
+    if peer.stores and not actors and not peer.waits:
         yield "an actor: none is there"
 
 

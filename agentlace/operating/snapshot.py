@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from agentlace.operating.asking import ask
 from agentlace.operating.brokers import BrokerState, broker_state
 from agentlace.operating.peers import Peer, peers
 from agentlace.operating.stores import StoreState, store_state
@@ -73,14 +74,11 @@ def take(channel: Channel, namespace: str) -> Snapshot:
 
 
 def _queues(channel: Channel, namespace: str, services: set[str]) -> dict[str, int]:
-    found = {}
-    for service in sorted(services):
-        kind, port = service.split(":")
-        requests = ServiceKeys(namespace, kind, int(port)).requests
-        length = channel.at(requests).exchange([("LLEN", requests)])[0]
-        if isinstance(length, int):
-            found[service] = length
-    return found
+    names = sorted(services)
+    parts = [name.split(":") for name in names]
+    keys = [ServiceKeys(namespace, kind, int(port)).requests for kind, port in parts]
+    lengths = zip(names, ask(channel, keys, "LLEN"), strict=True)
+    return {name: length for name, length in lengths if isinstance(length, int)}
 
 
 def rates(before: Snapshot, after: Snapshot) -> dict[Series, float]:

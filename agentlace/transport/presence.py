@@ -53,8 +53,11 @@ def read_peer(channel: Channel, key: str) -> Info | None:
         DecodeError: the key holds something else.
     """
     value = channel.call("GET", key)
-    if value is None:
-        return None
+    return None if value is None else peer_of(value, key)
+
+
+def peer_of(value: Any, key: str) -> Info:
+    """Return what a node says of itself in the value of its presence key; raises DecodeError."""
     try:
         return _checked(_PRESENT | dict(json.loads(bytes(value))))
     except (TypeError, ValueError, RecursionError) as error:
