@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -98,16 +100,33 @@ ReportCallback = Callable[[dict[str, float], "int | None"], object]
 """Called with what the program reports, by name, and its step."""
 
 
+_running: weakref.WeakSet[Telemetry] = weakref.WeakSet()
+_running_lock = threading.Lock()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_running.clear)  # they are the parent's
+
+
+def running() -> list[Telemetry]:
+    """Return the telemetries of the nodes that run in this process."""
+    with _running_lock:
+        return sorted(_running, key=lambda node: (node.service, node.node))
+
+
 class Telemetry:
     """What one node counts, measures and waits for. Thread-safe.
 
     Args:
         role: what the node is: ``trainer``, ``actor``, ``action``, ``inference``, ``recorder``;
             with ``client of`` before a service for its callers.
+        service: the service that the node serves or calls, such as ``trainer:5555``.
+        node: what it is called there.
     """
 
-    def __init__(self, role: str) -> None:
+    def __init__(self, role: str, service: str = "", node: str = "") -> None:
         self.role = role
+        self.service = service
+        self.node = node
         self._lock = threading.Lock()
         self._sources: list[Source] = []
         self._wait_sources: list[WaitSource] = []
@@ -117,6 +136,16 @@ class Telemetry:
         self._counted = 0.0
         self._moved_s = time.monotonic()
         self._has_warned = False
+
+    def begin(self) -> None:
+        """Count this node among those that run in this process."""
+        with _running_lock:
+            _running.add(self)
+
+    def end(self) -> None:
+        """Take it from those that run. Idempotent."""
+        with _running_lock:
+            _running.discard(self)
 
     def collect(self, source: Source) -> None:
         """Read samples from here at each heartbeat, on its thread; must not block."""

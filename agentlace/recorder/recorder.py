@@ -19,7 +19,7 @@ from agentlace.recorder.scribe import Scribe
 from agentlace.recorder.settings import Settings
 from agentlace.recorder.sink import Sink
 from agentlace.rlds.writer import DatasetWriter
-from agentlace.service.running import running
+from agentlace.service.running import started, stopped
 from agentlace.telemetry import Sample, Telemetry
 from agentlace.transport import presence
 from agentlace.transport.connection import Broker
@@ -80,7 +80,7 @@ class Recorder:
         self._attendance: Attendance | None = None
         self._consumers: dict[str, Consumer] = {}
         self._report: Report | None = None
-        self.telemetry = Telemetry("recorder")
+        self.telemetry = Telemetry("recorder", self._keys.name, self.consumer_name)
         self.telemetry.collect(self._measure)
         self.telemetry.explain(self._waits)
         self._began_s = time.monotonic()
@@ -112,7 +112,7 @@ class Recorder:
         except BaseException:
             self.stop()
             raise
-        running.add(self)
+        started(self)
 
     def _open(self) -> None:
         data_dir, name, version = self._dataset
@@ -245,7 +245,7 @@ class Recorder:
             StoreFull: the disk is full; what was not committed is still in the streams.
         """
         self._stop.set()
-        running.discard(self)
+        stopped(self)
         with contextlib.ExitStack() as steps:  # the last one first
             if self._writer is not None:
                 steps.callback(self._writer.close)

@@ -24,7 +24,7 @@ from agentlace.errors import (
     RequestTimeout,
     StoreFull,
 )
-from agentlace.service.running import running
+from agentlace.service.running import started, stopped
 from agentlace.service.server import AnyConfig
 from agentlace.telemetry import Sample, Telemetry
 from agentlace.transport import presence
@@ -85,11 +85,11 @@ class Client:
         self._refrain = Refrain()
         self._mismatch: ConfigMismatch | None = None
         self._requests = RequestClient(self._broker, self._keys, self._server_token)
-        self.telemetry = Telemetry(self._role(kind))
+        name = name or uuid.uuid4().hex[:12]
+        self.telemetry = Telemetry(self._role(kind), self._keys.name, name)
         self.telemetry.collect(self._measure)
         self.telemetry.explain(self._waits)
         self._absence = Trying()
-        name = name or uuid.uuid4().hex[:12]
         info = describe("client", name, version=__version__, config=self._description)
         self._presence = presence.Presence(
             *(self._broker, self._keys.client(name), info),
@@ -149,7 +149,7 @@ class Client:
                     self._announce(isinstance(error, PeerAbsent))
                 self._stopping.wait(WAIT_POLL_S)
         self._announce(True)
-        running.add(self)
+        started(self)
 
     def _announce(self, has_broker: bool) -> None:
         """Announce this client, if it is not announced yet."""
@@ -239,7 +239,7 @@ class Client:
     def stop(self) -> None:
         """Stop and say goodbye. Idempotent; a call that is waiting ends with Closed."""
         self._stopping.set()
-        running.discard(self)
+        stopped(self)
         self._requests.close()
         self._presence.stop()
 

@@ -8,8 +8,24 @@ import os
 import weakref
 from typing import Any
 
+from agentlace.metrics.endpoint import serve_if_asked
+
 running: weakref.WeakSet[Any] = weakref.WeakSet()
 """Servers and clients that were started and not stopped."""
+
+
+def started(node: Any) -> None:
+    """Note that a node runs: it is stopped at the end of its program, and its numbers shown."""
+    running.add(node)
+    node.telemetry.begin()
+    serve_if_asked()
+
+
+def stopped(node: Any) -> None:
+    """Note that a node does not run any more. Idempotent."""
+    running.discard(node)
+    node.telemetry.end()
+
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=running.clear)  # they are the parent's

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from agentlace._version import __version__
 from agentlace.config import ActionConfig, BrokerURL, InferenceConfig, TrainerConfig, described
 from agentlace.errors import AgentlaceError, AlreadyServed, Closed
-from agentlace.service.running import running
+from agentlace.service.running import started, stopped
 from agentlace.telemetry import Sample, Telemetry
 from agentlace.transport import embedded, presence
 from agentlace.transport.connection import Broker, Channel
@@ -47,7 +47,7 @@ class Server:
         self._broker: Broker | None = None
         self._presence: presence.Presence | None = None
         self._requests: RequestServer | None = None
-        self.telemetry = Telemetry(kind)
+        self.telemetry = Telemetry(kind, self._keys.name, self._keys.name)
         self.telemetry.collect(self._measure)
 
     @property
@@ -121,7 +121,7 @@ class Server:
         self._requests = RequestServer(broker, self._keys, self._handle, info["token"])
         self._start_workers(broker)
         life.start()
-        running.add(self)
+        started(self)
         return self._requests
 
     def stop(self) -> None:
@@ -134,7 +134,7 @@ class Server:
             self._ended = Closed(f"{self._keys.name} was stopped")
         with self._life:
             life, self._presence = self._presence, None
-            running.discard(self)
+            stopped(self)
             try:
                 self._halt()
             finally:
