@@ -125,6 +125,7 @@ class Actor:
             if terminated or truncated:
                 self._returns.append(total)
                 self._unreported.append((self._steps, total))
+                self._client.telemetry.report({"episode_return": total}, step=self._steps)
                 after, total = env.reset()[0], 0.0
             observation = after
             yield transition

@@ -106,6 +106,7 @@ class Learner:
         self._block = max(1, min(args.steps_per_update, UPDATES_PER_CALL // args.utd_ratio))
         self._agent = make_agent(args, env)
         self._learned = self._published = 0
+        self._losses: dict[str, Any] = {}
         self._version: int | None = None
         self._step_rate, self._update_rate = Rate(), Rate()
         self._started = time.monotonic()
@@ -172,7 +173,7 @@ class Learner:
             )
             for key in BATCH_KEYS
         }
-        self._agent, _ = self._agent.update(batches)
+        self._agent, self._losses = self._agent.update(batches)
         self._learned += self._block
 
     def _sample(self, size: int) -> dict[str, Any]:
@@ -183,6 +184,9 @@ class Learner:
     def _publish(self, server: Any) -> None:
         server.publish_network(self._agent.params)
         self._version, self._published = server.published_version, self._learned
+        mean = final_return([value for _, value in self.curve()])
+        returns = {} if mean is None else {"episode_return": mean}
+        server.telemetry.report({**self._losses, **returns}, step=self._learned)
 
     def _state(self) -> str:
         received, updates = self._received(), self._updates()

@@ -12,6 +12,7 @@ from typing import Any
 
 from agentlace.codec import Signature
 from agentlace.errors import SchemaMismatch
+from agentlace.telemetry import Telemetry
 from agentlace.trainer.checkpointer import Source
 from agentlace.trainer.checkpoints import Checkpoints, Networks
 from agentlace.trainer.manifest import Positions, SavedStore
@@ -49,6 +50,9 @@ class TrainerSMInterface(Pausable):
     the newest network afterwards, where it is running. As over a broker, an exception of it is
     logged, each version comes at most once and never after a newer one, and versions may be
     skipped.
+
+    Attributes:
+        telemetry: takes what the program reports; nobody but its callbacks sees it.
     """
 
     def __init__(self) -> None:
@@ -67,6 +71,7 @@ class TrainerSMInterface(Pausable):
         self._is_delivering = False
         self._pause = PauseState()
         self._pauses = 0
+        self.telemetry = Telemetry("trainer")
 
     def _pause_state(self) -> PauseState:
         return self._pause
