@@ -2,7 +2,7 @@
 
 ::
 
-    action.py  inference.py  trainer/  gym_env.py    the services, each with both ends
+    action/  inference/  trainer/  gym_env.py        the services, each with both ends
     recorder/                                        streams recorded as RLDS episodes
     vector_env.py  robot/                            what is built on them
     service/                                         what servers and clients have in common
