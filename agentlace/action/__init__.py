@@ -2,13 +2,29 @@
 
 ::
 
-    server.py    ActionServer: the robot's end
-    client.py    ActionClient: the end of whoever drives or watches it
-    known.py     keys that nobody declared
+    server.py      ActionServer: the robot's end
+    publishing.py  the part of it that broadcasts observations
+    client.py      ActionClient: the end of whoever drives or watches it
+    rate.py        observations published at a fixed rate
+    latest.py      the newest observation, with its age
+    images.py      images of observations, encoded and decoded
+    known.py       keys that nobody declared
 """
 
 from agentlace.action.client import ActionClient
+from agentlace.action.images import ImageTimes
+from agentlace.action.latest import Latest
+from agentlace.action.rate import RatePublisher
 from agentlace.action.server import ActionServer
+from agentlace.codec.images import Resize
 from agentlace.config import ActionConfig
 
-__all__ = ["ActionClient", "ActionConfig", "ActionServer"]
+__all__ = [
+    "ActionClient",
+    "ActionConfig",
+    "ActionServer",
+    "ImageTimes",
+    "Latest",
+    "RatePublisher",
+    "Resize",
+]

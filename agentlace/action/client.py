@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from agentlace.action.images import ImageTimes, ObservationImages, Sizes
 from agentlace.action.known import check_known
+from agentlace.action.latest import Latest
 from agentlace.config import ActionConfig, BrokerURL, copy_of
 from agentlace.errors import AgentlaceError
 from agentlace.service import Client
-from agentlace.transport.broadcast import BroadcastWatcher, read_newest
+from agentlace.telemetry import Sample
+from agentlace.transport.broadcast import BroadcastWatcher, NewestWatcher, read_newest
+from agentlace.transport.keys import NEWEST_MS
 from agentlace.transport.requests import Ticket
 
 
@@ -26,11 +31,16 @@ class ActionClient(Client):
         config: the service; it is copied. Must equal the server's.
         strict: raise errors that otherwise give None; default AGENTLACE_STRICT.
         broker: address; else AGENTLACE_BROKER, else ``server_ip``'s.
+        resize: sizes of the images in all observations, by their place (``camera``, or
+            ``cameras/wrist`` in nested dicts): ``(height, width)`` in pixels, or a
+            :class:`Resize`, which can keep the aspect. Done here, when an image is looked at.
 
     Raises:
         BrokerUnreachable, PeerAbsent: not there within five seconds.
         BrokerAuthFailed: the broker refuses the user or password.
         ConfigMismatch: the server was built with another config.
+        BadSetting: the config names an image codec that there is not.
+        MissingExtra: there are images to decode or resize, and OpenCV is not installed.
     """
 
     def __init__(
@@ -43,31 +53,40 @@ class ActionClient(Client):
         config: ActionConfig | None = None,
         strict: bool | None = None,
         broker: str | BrokerURL | None = None,
+        resize: Sizes | None = None,
     ) -> None:
         config = _checked_config(port, config)
         super().__init__("action", server_ip, config, broker, timeout_ms, strict)
         self.config = copy_of(config)
         self.task_id = task_id
+        self._images = ObservationImages(self.config.image_codecs, resize)
         self._watchers: list[BroadcastWatcher] = []
+        self._newest: NewestWatcher | None = None
+        self._watch_lock = threading.Lock()
         try:
             self._connect(wait_for_server)
         except BaseException:
             self.stop()
             raise
 
-    def obs(self, keys: Iterable[str] | None = None) -> Any:
+    def obs(self, keys: Iterable[str] | None = None, *, resize: Sizes | None = None) -> Any:
         """Return the server's observation; None on a timeout (see ``last_error``).
+
+        Images that travelled encoded are decoded when they are first looked at.
 
         Args:
             keys: observation keys to ask for, all if None.
+            resize: sizes of images, beside and before those of the constructor.
 
         Raises:
-            UnknownRequest: a key is not in the config's ``observation_keys``.
+            UnknownRequest: a key is not in the config's ``observation_keys``; or the observation
+                has nothing at a place to resize.
         """
         known = self.config.observation_keys
         wanted = set(known) if keys is None else set(keys)
         check_known(wanted, known, "observation")
-        return self._call("obs", "", wanted)
+        observation = self._call("obs", "", wanted)
+        return None if observation is None else self._images.opened(observation, resize)
 
     def act(self, key: str, payload: Any = None, *, ticket: Ticket | None = None) -> Any:
         """Execute an action and return the server's reply; None on a timeout.
@@ -107,31 +126,95 @@ class ActionClient(Client):
             AgentlaceError: the config has no ``broadcast_port``.
             Closed: after :meth:`stop`.
         """
-        self._check_usable()
-        if self.config.broadcast_port is None:
-            raise AgentlaceError("register_obs_callback needs a broadcast_port in the ActionConfig")
-        watcher = BroadcastWatcher(self._broker, self._keys, callback)
+        self._check_may_watch("register_obs_callback")
+
+        def opened(tree: Any) -> None:
+            callback(self._images.opened(tree))
+
+        watcher = BroadcastWatcher(self._broker, self._keys, opened)
         self._watchers.append(watcher)
         watcher.start()
+
+    def _check_may_watch(self, caller: str) -> None:
+        self._check_usable()
+        if self.config.broadcast_port is None:
+            raise AgentlaceError(f"{caller} needs a broadcast_port in the ActionConfig")
 
     @property
     def missed_obs(self) -> int:
         """Observations that were published but that the callbacks did not get."""
         return sum(watcher.missed for watcher in self._watchers)
 
+    def watch_latest(self) -> None:
+        """Keep the newest broadcast observation in memory, in a thread of its own. Idempotent.
+
+        From then on :meth:`latest` and :meth:`latest_obs` cost no round trip.
+
+        Raises:
+            AgentlaceError: the config has no ``broadcast_port``.
+            Closed: after :meth:`stop`.
+        """
+        self._check_may_watch("watch_latest")
+        with self._watch_lock:
+            if self._newest is None:
+                self._newest = NewestWatcher(self._broker, self._keys, self._images.opened)
+                self._newest.start()
+
+    def latest(self) -> Latest | None:
+        """Return the newest broadcast observation with its age; None as long as there was none.
+
+        It comes from memory. The first call begins to watch (:meth:`watch_latest`), which takes
+        a round trip. An old one is returned too: its age tells that nothing new has come.
+
+        Raises:
+            AgentlaceError: the config has no ``broadcast_port``.
+            Closed: after :meth:`stop`.
+        """
+        watcher = self._newest
+        if watcher is None:
+            self.watch_latest()
+            watcher = self._newest
+        self._check_usable()
+        newest = None if watcher is None else watcher.newest
+        if watcher is None or newest is None:
+            return None
+        return Latest(*newest, watcher.missed)
+
     def latest_obs(self) -> Any:
-        """Return the newest broadcast observation; None if there was none in ten seconds."""
+        """Return the newest broadcast observation; None if there was none in ten seconds.
 
-        def read() -> Any:
-            with contextlib.closing(self._broker.channel(key=self._keys.prefix)) as channel:
-                newest = read_newest(channel, self._keys)
-                return None if newest is None else newest.tree
+        A round trip to the broker; none after :meth:`watch_latest`, where it is the same object
+        until a newer one comes.
+        """
+        return self._softly(self._read_latest if self._newest is None else self._remembered_latest)
 
-        return self._softly(read)
+    def _read_latest(self) -> Any:
+        with contextlib.closing(self._broker.channel(key=self._keys.prefix)) as channel:
+            newest = read_newest(channel, self._keys)
+            return None if newest is None else self._images.opened(newest.tree)
+
+    def _remembered_latest(self) -> Any:
+        latest = self.latest()
+        return latest.obs if latest is not None and latest.age_s < NEWEST_MS / 1000 else None
+
+    @property
+    def image_times(self) -> dict[str, ImageTimes]:
+        """What decoding and resizing have cost so far, by the place of the image."""
+        return self._images.times
+
+    def _measure(self) -> Iterator[Sample]:
+        yield from super()._measure()
+        newest = self._newest
+        if self._watchers or newest is not None:
+            missed = self.missed_obs + (0 if newest is None else newest.missed)
+            yield Sample("observations_missed_total", missed)
+        yield from self._images.samples()
 
     def stop(self) -> None:
         """Stop; callbacks that are running may finish first."""
-        for watcher in getattr(self, "_watchers", []):
+        with self._watch_lock:
+            watchers, self._newest = [*self._watchers, self._newest], None
+        for watcher in filter(None, watchers):
             watcher.stop()
         super().stop()
 
