@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from agentlace.action.claim import FORGOTTEN_S
+from agentlace.action.driving import DrivingClient
 from agentlace.action.images import ImageTimes, ObservationImages, Sizes
 from agentlace.action.known import check_known
 from agentlace.action.latest import Latest
-from agentlace.config import ActionConfig, BrokerURL, copy_of
+from agentlace.config import ActionConfig, BrokerURL
 from agentlace.errors import AgentlaceError
-from agentlace.service import Client
 from agentlace.telemetry import Sample
 from agentlace.transport.broadcast import BroadcastWatcher, NewestWatcher, read_newest
 from agentlace.transport.keys import NEWEST_MS
 from agentlace.transport.requests import Ticket
 
 
-class ActionClient(Client):
+class ActionClient(DrivingClient):
     """Requests observations and sends actions.
 
     Args:
@@ -31,6 +33,9 @@ class ActionClient(Client):
         config: the service; it is copied. Must equal the server's.
         strict: raise errors that otherwise give None; default AGENTLACE_STRICT.
         broker: address; else AGENTLACE_BROKER, else ``server_ip``'s.
+        exclusive: take control before the constructor returns, and keep it until ``stop``: no
+            other client can act meanwhile. If another one has it, it is waited for: without end
+            if ``wait_for_server``, else for as long as it takes until a killed one is forgotten.
         resize: sizes of the images in all observations, by their place (``camera``, or
             ``cameras/wrist`` in nested dicts): ``(height, width)`` in pixels, or a
             :class:`Resize`, which can keep the aspect. Done here, when an image is looked at.
@@ -39,6 +44,7 @@ class ActionClient(Client):
         BrokerUnreachable, PeerAbsent: not there within five seconds.
         BrokerAuthFailed: the broker refuses the user or password.
         ConfigMismatch: the server was built with another config.
+        ControlHeld: ``exclusive``, and another client has control.
         BadSetting: the config names an image codec that there is not.
         MissingExtra: there are images to decode or resize, and OpenCV is not installed.
     """
@@ -53,11 +59,11 @@ class ActionClient(Client):
         config: ActionConfig | None = None,
         strict: bool | None = None,
         broker: str | BrokerURL | None = None,
+        exclusive: bool = False,
         resize: Sizes | None = None,
     ) -> None:
         config = _checked_config(port, config)
-        super().__init__("action", server_ip, config, broker, timeout_ms, strict)
-        self.config = copy_of(config)
+        super().__init__(server_ip, config, broker, timeout_ms, strict)
         self.task_id = task_id
         self._images = ObservationImages(self.config.image_codecs, resize)
         self._watchers: list[BroadcastWatcher] = []
@@ -65,6 +71,8 @@ class ActionClient(Client):
         self._watch_lock = threading.Lock()
         try:
             self._connect(wait_for_server)
+            if exclusive:
+                self.take_control(math.inf if wait_for_server else FORGOTTEN_S)
         except BaseException:
             self.stop()
             raise
@@ -100,12 +108,19 @@ class ActionClient(Client):
             ticket: of an earlier call that this one repeats: if the server has executed it, its
                 reply is returned.
 
+        If another client has control it is not executed: None, and ``last_error`` is a
+        ControlHeld that says who has it.
+
         Raises:
             UnknownRequest: the key is not in the config's ``action_keys``.
             EncodeError: a value in the payload may not travel.
         """
         if key not in self.config.action_keys:
             check_known([key], self.config.action_keys, "action")
+        if self._claim.is_lost:
+            self._softly(self._claim.retake, self.timeout_ms / 1000)
+            if self._claim.is_lost:
+                return None
         return self._call("act", key, {} if payload is None else payload, ticket)
 
     def _call(self, what: str, name: str, payload: Any, ticket: Ticket | None = None) -> Any:
