@@ -21,7 +21,7 @@ IMAGE = np.random.default_rng(0).integers(0, 255, (240, 320, 3), np.uint8)  # be
 POSE = np.linspace(0.0, 1.0, 6)
 
 
-over_tcp = pytest.mark.parametrize("any_broker_url", ["redis"], indirect=True)
+on_redis = pytest.mark.parametrize("any_broker_url", ["redis"], indirect=True)
 
 
 def look(keys):
@@ -84,7 +84,7 @@ def test_the_time_of_capture_is_in_the_brokers_time(serve, connect, any_broker_u
     assert abs(latest.captured_ms - broker.at_ms(captured_s)) <= error_ms
 
 
-@over_tcp
+@on_redis
 def test_it_costs_no_round_trip(serve, connect, broker_url, monkeypatch):
     stay_on_tcp(monkeypatch)
     server = serve()
@@ -191,7 +191,7 @@ def test_a_restarted_server_counts_anew(serve, connect):
     assert client.latest().sequence == 1
 
 
-@over_tcp
+@on_redis
 def test_what_was_published_while_the_watcher_was_away_is_read(
     serve, connect, broker_url, monkeypatch
 ):
@@ -251,6 +251,7 @@ def test_many_threads_may_ask(serve, connect):
 # -- at a fixed rate -------------------------------------------------------------------------------
 
 
+@on_redis
 def test_observations_come_at_a_rate(serve, connect):
     asked, seen = Log(), Log()
     server, client = serve(obs=lambda keys: asked(keys) or look(keys)), connect()
@@ -268,6 +269,7 @@ def test_observations_come_at_a_rate(serve, connect):
     assert rate.failed == 0 and rate.published >= 50
 
 
+@on_redis
 def test_late_ticks_are_skipped_and_counted(serve):
     gate, entered = threading.Event(), threading.Event()
 
@@ -288,6 +290,7 @@ def test_late_ticks_are_skipped_and_counted(serve):
     assert told(server)["observations_skipped_total"] >= 9
 
 
+@on_redis
 def test_handlers_never_run_at_the_same_time(serve, connect):
     inside, most, ran = [0], Log(), Log()
     lock = threading.Lock()
@@ -330,6 +333,7 @@ def test_a_callback_of_its_own_runs_beside_a_slow_action(serve, connect):
     acting.result()
 
 
+@on_redis
 def test_a_buffer_may_be_filled_anew_for_each_observation(serve, connect):
     """Frames are sent after the callback has returned, while another thread calls it again."""
     buffer, number = np.zeros(200_000, np.int64), [0]
@@ -350,6 +354,7 @@ def test_a_buffer_may_be_filled_anew_for_each_observation(serve, connect):
     assert all((obs["image"] == obs["image"][0]).all() for obs in seen)
 
 
+@on_redis
 def test_a_capture_that_raises_is_logged_and_the_next_one_tried(serve, caplog):
     caplog.set_level(logging.WARNING)
     calls = Log()
@@ -367,6 +372,7 @@ def test_a_capture_that_raises_is_logged_and_the_next_one_tried(serve, caplog):
     assert "pose" in caplog.text
 
 
+@on_redis
 def test_it_runs_whenever_the_server_runs(serve, connect):
     server = serve(start=False)
     rate = server.publish_at(100.0)
@@ -397,6 +403,7 @@ def test_a_handler_may_stop_a_server_that_publishes(serve, connect):
     assert time.monotonic() - start_s < 4  # no thread waited for the other in vain
 
 
+@on_redis
 def test_what_cannot_be_published_at_a_rate(serve):
     server = serve()
     with pytest.raises(ValueError, match="rate_hz"):
