@@ -11,10 +11,12 @@ import numpy as np
 import typer
 
 from agentlace.cli.pickled import PickledArray, read_pickled
+from agentlace.cli.progress import shown
 from agentlace.config import BadSetting
 from agentlace.data.columns import Array
 from agentlace.data.demos import save_columns
 from agentlace.errors import AgentlaceError, DecodeError
+from agentlace.progress import Advance, counted
 
 MAX_BYTES = 16 * 2**30
 """Of all arrays; one may be in many transitions, but is in the file only once."""
@@ -52,8 +54,10 @@ def convert(
     if out.exists() and not force:
         raise AgentlaceError(f"{out} exists: pass --force to replace it")
     typer.echo(WARNING, err=True)
-    rows = [row for file in files for row in _transitions(file)]
-    columns, left_out = columns_of(rows)
+    with shown("reading", len(files), "files") as advance:
+        rows = [row for file in counted(files, advance) for row in _transitions(file)]
+    with shown("converting", len(rows), "transitions") as advance:
+        columns, left_out = columns_of(rows, advance)
     for path, reason in left_out.items():
         typer.echo(f"left out {path}: {reason}")
     if not columns:
@@ -72,7 +76,9 @@ def _transitions(file: Path) -> list[dict[Any, Any]]:
     return rows
 
 
-def columns_of(rows: list[dict[Any, Any]]) -> tuple[dict[str, list[Array]], dict[str, str]]:
+def columns_of(
+    rows: list[dict[Any, Any]], advance: Advance = lambda n: None
+) -> tuple[dict[str, list[Array]], dict[str, str]]:
     """Return each leaf's values in all transitions, and why which leaves are left out.
 
     Raises:
@@ -80,7 +86,7 @@ def columns_of(rows: list[dict[Any, Any]]) -> tuple[dict[str, list[Array]], dict
     """
     found: dict[str, list[Array]] = {}
     leaves = size = 0
-    for row in rows:
+    for row in counted(rows, advance):
         for path, leaf in _leaves({key: row[key] for key in row if key not in INFOS}):
             values, value = found.setdefault(path, []), _number(leaf)
             if value is not None:

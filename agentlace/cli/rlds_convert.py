@@ -10,9 +10,11 @@ from typing import Annotated
 
 import typer
 
+from agentlace.cli.progress import shown
 from agentlace.data.lerobot_format import to_lerobot
 from agentlace.data.minari_format import from_minari, to_minari
 from agentlace.errors import AgentlaceError, DecodeError
+from agentlace.progress import counted
 from agentlace.rlds.episode import Episode
 from agentlace.rlds.reader import DatasetReader
 from agentlace.rlds.writer import DatasetWriter
@@ -63,19 +65,27 @@ def convert(
     """
     if (to is None) == (source_format is None):
         raise AgentlaceError("pass either --to or --from: the format that is not RLDS")
-    if source_format is not None:
-        written = _to_rlds(from_minari(source), Path(target), version)
-    elif to is Format.minari:
-        try:
-            written = to_minari(DatasetReader(source).episodes(), target)
-        except (TypeError, ValueError) as error:
-            raise AgentlaceError(f"{target} cannot be written: {error}") from error
-    else:
-        if fps is None:
-            raise AgentlaceError("LeRobot needs to know the frames per second: pass --fps")
-        episodes = DatasetReader(source).episodes()
-        written = to_lerobot(episodes, target, fps, Path(target).name, task, video)
+    if to is Format.lerobot and fps is None:
+        raise AgentlaceError("LeRobot needs to know the frames per second: pass --fps")
+    reader = None if to is None else DatasetReader(source)
+    total = None if reader is None else len(reader)
+    with shown(f"converting {source}", total) as advance:
+        episodes = counted(from_minari(source) if reader is None else reader.episodes(), advance)
+        if to is None:
+            written = _to_rlds(episodes, Path(target), version)
+        elif to is Format.minari:
+            written = _to_minari(episodes, target)
+        else:
+            assert fps is not None
+            written = to_lerobot(episodes, target, fps, Path(target).name, task, video)
     typer.echo(f"{written:,} episodes in {target}")
+
+
+def _to_minari(episodes: Iterable[Episode], target: str) -> int:
+    try:
+        return to_minari(episodes, target)
+    except (TypeError, ValueError) as error:
+        raise AgentlaceError(f"{target} cannot be written: {error}") from error
 
 
 def _to_rlds(episodes: Iterable[Episode], folder: Path, version: str) -> int:

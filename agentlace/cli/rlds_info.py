@@ -24,11 +24,13 @@ def info(
 
     DIR is the folder of one version, such as data/my_dataset/1.0.0.
     """
+    from agentlace.cli.progress import shown
     from agentlace.rlds.reader import DatasetReader
     from agentlace.rlds.summary import summarise
 
     reader = DatasetReader(directory)
-    summary = summarise(reader)
+    with shown(f"reading {directory}", len(reader)) as advance:
+        summary = summarise(reader, advance)
     if plot is not None:
         from agentlace.cli.rlds_plot import draw
 

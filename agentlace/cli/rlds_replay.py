@@ -14,9 +14,11 @@ import typer
 
 from agentlace.cli import options
 from agentlace.cli.options import BrokerOption, NamespaceOption
+from agentlace.cli.progress import shown
 from agentlace.config import BrokerURL, TrainerConfig
 from agentlace.data.data_store import QueuedDataStore
 from agentlace.errors import DecodeError
+from agentlace.progress import counted
 from agentlace.rlds.episode import Episode
 from agentlace.rlds.reader import DatasetReader
 from agentlace.trainer.client import TrainerClient
@@ -75,9 +77,11 @@ def replay(
             timeout_ms=TIMEOUT_MS,
             broker=url,
         ) as client:
-            replayed = Replay(client, store, queue, rate, stop, extras).run(
-                itertools.islice(_episodes(reader, loop), episodes)
-            )
+            wanted = itertools.islice(_episodes(reader, loop), episodes)
+            total = episodes if loop else min(len(reader), episodes or len(reader))
+            with shown(f"replaying {directory}", total) as advance:
+                replay = Replay(client, store, queue, rate, stop, extras)
+                replayed = replay.run(counted(wanted, advance))
     _summarise(replayed, rate, store)
 
 

@@ -16,10 +16,13 @@ def verify(
     DIR is the folder of one version, such as data/my_dataset/1.0.0. Ends with status 1, and a
     line for each problem, if something is wrong.
     """
+    from agentlace.cli.progress import shown
     from agentlace.rlds import verify as checks
     from agentlace.rlds.reader import DatasetReader
 
-    verdict = checks.verify(DatasetReader(directory))
+    reader = DatasetReader(directory)
+    with shown(f"verifying {directory}", len(reader)) as advance:
+        verdict = checks.verify(reader, advance)
     for problem in verdict.problems:
         typer.echo(problem)
     looked_at = f"{verdict.episodes:,} episodes, {verdict.steps:,} steps"

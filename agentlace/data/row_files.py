@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import zlib
 from pathlib import Path
@@ -11,6 +12,9 @@ from agentlace.codec import decode, encode
 from agentlace.data.archive import remove_unfinished, replace_file
 from agentlace.data.sampled_store import Part, SampledStore
 from agentlace.errors import DecodeError
+from agentlace.progress import Logged
+
+log = logging.getLogger(__name__)
 
 KIND = "rows"
 PIECE_BYTES = 8 << 20
@@ -57,8 +61,10 @@ class RowFiles:
         while segments and segments[-1]["nbytes"] < MERGE_BYTES:
             segments.pop()
         position, newest = segments[-1]["settled"] if segments else 0, cut
+        progress = Logged(log, f"writing {self.folder}", cut.first - position, "rows")
         while position < cut.first:
             part = newest = self._store.export_rows(position, PIECE_BYTES, cut.first)
+            progress(part.end - position)
             position = part.end
             if part.end > part.first:
                 new.append(self._write(part, part.end))
@@ -100,6 +106,8 @@ class RowFiles:
         """
         self.check(record)
         segments, state = record["segments"], record["state"]
+        nbytes = sum(int(file["nbytes"]) for file in files_of(record))
+        progress = Logged(log, f"reading {self.folder}", nbytes, "MB", 1e6)
         self._store.begin_restore(state)
         for segment, after in zip(segments, [*segments[1:], None], strict=False):
             first = max(segment["first"], state["begin"])
@@ -109,6 +117,7 @@ class RowFiles:
             if end > first:
                 part = slice(first - segment["first"], end - segment["first"])
                 self._store.absorb_rows(self._columns(segment), part)
+            progress(segment["nbytes"])
         for file in record.get(ARRAYS, ()):
             self._store.absorb_arrays(self._columns(file))
         self._store.end_restore(state)

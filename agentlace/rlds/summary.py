@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from agentlace.progress import Advance, counted
 from agentlace.rlds.features import ENDING
 from agentlace.rlds.reader import DatasetReader
 from agentlace.rlds.tfds import example_proto, nested_features
@@ -67,15 +68,19 @@ class Summary:
         }
 
 
-def summarise(reader: DatasetReader) -> Summary:
+def summarise(reader: DatasetReader, advance: Advance = lambda n: None) -> Summary:
     """Return what a dataset holds; reads all of it, but decodes no images.
+
+    Args:
+        reader: of the dataset.
+        advance: called with 1 after each episode.
 
     Raises:
         DecodeError: a record is damaged.
     """
     example = example_proto()
     lengths, returns, endings = [], [], Counter[str]()
-    for record in reader.records():
+    for record in counted(reader.records(), advance):
         features = example.FromString(record).features.feature
         rewards = _numbers(features, "steps/reward")
         lengths.append(_length(features))

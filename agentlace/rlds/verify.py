@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from agentlace.errors import DecodeError
+from agentlace.progress import Advance
 from agentlace.rlds.episode import WRITTEN_AS, Episode
 from agentlace.rlds.leaf import flat
 from agentlace.rlds.reader import DatasetReader, Shard
@@ -32,21 +33,27 @@ class Verdict:
     problems: list[str] = field(default_factory=list)
 
 
-def verify(reader: DatasetReader) -> Verdict:
+def verify(reader: DatasetReader, advance: Advance = lambda n: None) -> Verdict:
     """Look at every record of a dataset: CRCs, counts, features, flags, alignment.
 
     What only agentlace promises (a last step of zeros, ``ending``, sizes of the files) is looked
     at in datasets that it wrote; the rest in all.
+
+    Args:
+        reader: of the dataset.
+        advance: called with 1 after each episode.
     """
     verdict = Verdict()
     for shard in reader.shards:
-        for problem in _of_shard(reader, shard, verdict):
+        for problem in _of_shard(reader, shard, verdict, advance):
             verdict.problems.append(problem)
     verdict.problems += _of_counts(reader, verdict)
     return verdict
 
 
-def _of_shard(reader: DatasetReader, shard: Shard, verdict: Verdict) -> Iterator[str]:
+def _of_shard(
+    reader: DatasetReader, shard: Shard, verdict: Verdict, advance: Advance
+) -> Iterator[str]:
     where = f"{shard.path.parent.name}/{shard.path.name}"
     if not shard.path.exists():
         yield f"{where}: the file is missing"
@@ -59,6 +66,7 @@ def _of_shard(reader: DatasetReader, shard: Shard, verdict: Verdict) -> Iterator
             for problem in _of_record(reader, record, verdict):
                 yield f"{where}, episode {found} (byte {begin:,}): {problem}"
         found += 1
+        advance(1)
     if found != shard.length:
         yield f"{where}: {found:,} records, but dataset_info.json says {shard.length:,}"
 

@@ -29,6 +29,7 @@ from urllib.parse import quote
 from agentlace.data.archive import checksum_of, replace_file, sync_folder
 from agentlace.data.row_files import Record, files_of
 from agentlace.errors import CheckpointError, DecodeError
+from agentlace.progress import Logged
 from agentlace.transport.streams import StreamId
 from agentlace.transport.weights import Version
 
@@ -166,7 +167,10 @@ class CheckpointFolder:
         Raises:
             CheckpointError: one is missing or damaged.
         """
-        for path, file in self._files(manifest):
+        files = list(self._files(manifest))
+        nbytes = sum(file["nbytes"] for _, file in files)
+        progress = Logged(log, f"checking {self.path}", nbytes, "MB", 1e6)
+        for path, file in files:
             problem = ""
             if not path.resolve().is_relative_to(self.path.resolve()):
                 problem = "is outside of the folder"
@@ -180,6 +184,7 @@ class CheckpointFolder:
                 name = path.relative_to(self.path)
                 reason = f"{name} {problem}; {self._way_back(previous)}"
                 raise CheckpointError(self.path, reason)
+            progress(file["nbytes"])
 
     def _files(self, manifest: Manifest) -> Iterator[tuple[Path, dict[str, Any]]]:
         for name, saved in manifest.stores.items():
