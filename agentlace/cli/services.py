@@ -139,7 +139,7 @@ def call(
     url = broker_url(broker, namespace)
     server = _server(url, service)
     kind, name, payload = _request(service, what, arguments or [], server["config"], dtype)
-    if kind in MOVING and not yes and sys.stdin.isatty():
+    if kind in MOVING and not yes and _asks():
         where = f"{server['host']} pid {server['pid']}"
         typer.confirm(f"{kind} {name!r} {MOVING[kind]}: {service} on {where}. Call it?", abort=True)
     with _requests(url, service, server["token"]) as requests:
@@ -152,6 +152,11 @@ def call(
     for line in values.described(answer):
         typer.echo(line)
     typer.echo(f"answered in {took_ms:.1f} ms", err=True)
+
+
+def _asks() -> bool:
+    """Whether somebody is there to ask: a script has nobody."""
+    return sys.stdin.isatty()
 
 
 def _request(

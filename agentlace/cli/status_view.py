@@ -120,7 +120,7 @@ def _waits(nodes: list[NodeReport]) -> list[str]:
             kind = node.does + re.sub(r"\d+", "", wait)
             found.setdefault(kind, []).append(f"{_called(node)} waits for {wait}")
     return [
-        waits[0] + (f"; so do {len(waits) - 1} more" if len(waits) > 1 else "")
+        waits[0] + (f"; so do{'es' * (more == 1)} {more} more" if (more := len(waits) - 1) else "")
         for waits in found.values()
     ]
 

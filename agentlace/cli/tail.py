@@ -82,9 +82,8 @@ def stream(
     keys = ServiceKeys(url.namespace, "trainer", port).store(store)
     with channel(url) as to_broker:
         follower = StreamFollower(to_broker, keys, actor or (), begin is From.START)
-        if not follower.actors:
-            wanted = f"actor {' or '.join(actor)}" if actor else "an actor"
-            typer.echo(f"waits for {wanted} of store {store!r} at {url}", err=True)
+        wanted = f"actor {' or '.join(actor)}" if actor else "an actor"
+        note = "" if follower.actors else f"waits for {wanted} of store {store!r} at {url}"
         shown = _Shown(tail_lines.entry_text, tail_lines.entry_json, show_values, as_json)
         tally = Tally("transitions", "chunks")
 
@@ -93,7 +92,7 @@ def stream(
             tally.add(entry.actor, rows, entry.nbytes, entry.missing)
             shown(entry)
 
-        _follow(lambda: follower.read(SLICE_S), show, tally, limit, as_json)
+        _follow(lambda: follower.read(SLICE_S), show, tally, limit, as_json, note)
 
 
 @app.command("obs")
@@ -183,10 +182,13 @@ def _follow(
     tally: Tally,
     limit: int | None,
     as_json: bool,
+    note: str = "",
 ) -> None:
     """Show what comes until Ctrl-C, or so many; then what came in all."""
     backoff, pause = Backoff(), threading.Event()
     with contextlib.suppress(KeyboardInterrupt):
+        if note:
+            typer.echo(note, err=True)
         while limit is None or tally.seen < limit:
             try:
                 found = read()

@@ -1,32 +1,16 @@
 """What can be told of a running system from the broker alone."""
 
-import contextlib
 import threading
 
 import numpy as np
 import pytest
 
 from agentlace import InferenceClient, InferenceServer, TrainerClient, TrainerConfig, TrainerServer
-from agentlace.config import BrokerURL
 from agentlace.data import QueuedDataStore, RateLimiter, ReplayBuffer
 from agentlace.errors import Closed
-from agentlace.operating import rates, take
+from agentlace.operating import rates
 from agentlace.telemetry import METRICS, Telemetry
-from agentlace.transport.connection import Broker
 from tests.services.support import InThread, wait_until
-
-
-@pytest.fixture
-def running():
-    with contextlib.ExitStack() as stack:
-        yield stack.enter_context
-
-
-@pytest.fixture
-def look(broker_url):
-    broker = Broker(BrokerURL.parse(broker_url))
-    with contextlib.closing(broker.channel()) as channel:
-        yield lambda: take(channel, broker.url.namespace)
 
 
 def row(number):
@@ -50,24 +34,11 @@ def system(running, broker_url, rows=20):
     return server, client, buffer, queue
 
 
-def found(look, condition, what):
-    """Return the first snapshot that fulfils a condition: heartbeats come once a second."""
-    last = []
-
-    def looked():
-        last[:] = [look()]
-        return condition(last[0])
-
-    wait_until(looked, what=what)
-    return last[0]
-
-
-def test_peers_tell_what_they_are_and_how_far(running, look, broker_url):
+def test_peers_tell_what_they_are_and_how_far(running, look, found, broker_url):
     server, client, *_ = system(running, broker_url)
     server.publish_network({"w": np.zeros(3)})
     client.recv_network_callback(lambda network: None)
     snapshot = found(
-        look,
         lambda s: (
             s.clients("trainer:5555")
             and s.clients("trainer:5555")[0].value("network_version") == 1
@@ -86,9 +57,9 @@ def test_peers_tell_what_they_are_and_how_far(running, look, broker_url):
     assert trainer.stores["env"]["when_full"] == "block"
 
 
-def test_streams_and_consumers(running, look, broker_url):
+def test_streams_and_consumers(running, look, found, broker_url):
     system(running, broker_url)
-    snapshot = found(look, lambda s: s.stores and not s.stores[0].behind, "all applied")
+    snapshot = found(lambda s: s.stores and not s.stores[0].behind, "all applied")
     (store,) = snapshot.stores
     assert (store.service, store.name, store.budget_bytes) == ("trainer:5555", "env", 1 << 30)
     (stream,) = store.streams
@@ -97,25 +68,25 @@ def test_streams_and_consumers(running, look, broker_url):
     assert snapshot.broker.keys_bytes["trainer stream:*"] == pytest.approx(stream.nbytes)
 
 
-def test_a_server_that_left_is_remembered(running, look, broker_url):
+def test_a_server_that_left_is_remembered(running, look, found, broker_url):
     server, *_ = system(running, broker_url)
-    found(look, lambda s: s.server("trainer:5555"), "the trainer")
+    found(lambda s: s.server("trainer:5555"), "the trainer")
     server.stop()
     trainer = look().server("trainer:5555")
     assert not trainer.is_there and trainer.beat_s >= 0
 
 
-def test_rates_are_of_what_was_counted(running, look, broker_url):
+def test_rates_are_of_what_was_counted(running, look, found, broker_url):
     server = running(InferenceServer(5600, broker=broker_url))
     server.register_interface("echo", lambda payload: payload)
     server.start(threaded=True)
     client = running(InferenceClient("localhost", 5600, broker=broker_url))
     for _ in range(5):
         client.call("echo", 1)
-    before = found(look, lambda s: _answered(s) == 5, "five answers")
+    before = found(lambda s: _answered(s) == 5, "five answers")
     for _ in range(10):
         client.call("echo", 1)
-    after = found(look, lambda s: _answered(s) == 15, "fifteen answers")
+    after = found(lambda s: _answered(s) == 15, "fifteen answers")
     key = ("inference:5600", "inference:5600", "requests_answered_total", ())
     told = [s.server("inference:5600").told_ms for s in (before, after)]
     assert rates(before, after)[key] == pytest.approx(10_000 / (told[1] - told[0]))
@@ -127,34 +98,31 @@ def _answered(snapshot):
     return server and server.value("requests_answered_total")
 
 
-def test_a_sampler_that_waits_says_for_what(running, look, broker_url):
+def test_a_sampler_that_waits_says_for_what(running, look, found, broker_url):
     _, _, buffer, _ = system(running, broker_url)
     limiter, ended = RateLimiter(min_size=1000), threading.Event()
     waiting = InThread(lambda: limiter.wait(buffer, 8, stopping=ended.is_set))
-    snapshot = found(look, lambda s: s.server("trainer:5555").waits, "what the trainer waits for")
+    snapshot = found(lambda s: s.server("trainer:5555").waits, "what the trainer waits for")
     assert snapshot.server("trainer:5555").waits[0].startswith("20 of 1,000 transitions inserted")
     ended.set()
     with pytest.raises(Closed):
         waiting.result()
-    found(look, lambda s: not s.server("trainer:5555").waits, "the end of the wait")
+    found(lambda s: not s.server("trainer:5555").waits, "the end of the wait")
 
 
-def test_a_node_that_does_nothing_says_since_when(running, look, broker_url):
+def test_a_node_that_does_nothing_says_since_when(running, look, found, broker_url):
     system(running, broker_url)
-    snapshot = found(
-        look, lambda s: (s.server("trainer:5555").idle_s or 0) > 1.0, "a second of rest"
-    )
+    snapshot = found(lambda s: (s.server("trainer:5555").idle_s or 0) > 1.0, "a second of rest")
     assert snapshot.server("trainer:5555").beat_s < snapshot.server("trainer:5555").idle_s + 2
 
 
-def test_reports_travel_and_call_back(running, look, broker_url):
+def test_reports_travel_and_call_back(running, look, found, broker_url):
     server, *_ = system(running, broker_url)
     reports = []
     server.telemetry.on_report(lambda values, step: reports.append((values, step)))
     server.telemetry.report({"critic_loss": np.float32(0.5)}, step=7)
     assert reports == [({"critic_loss": 0.5}, 7)]
     found(
-        look,
         lambda s: s.server("trainer:5555").value("reported", name="critic_loss") == 0.5,
         "the report",
     )
