@@ -53,6 +53,7 @@ class Peer:
         events: what it tells of, the newest last.
         config: what both ends compare.
         stores: a trainer's, with the retention of each.
+        is_paused: whether it is a trainer that has paused its actors.
     """
 
     service: str
@@ -71,6 +72,7 @@ class Peer:
     events: tuple[Event, ...] = ()
     config: dict[str, Any] = field(default_factory=dict)
     stores: dict[str, Any] = field(default_factory=dict)
+    is_paused: bool = False
 
     @property
     def is_late(self) -> bool:
@@ -125,6 +127,7 @@ def _of(told: dict[str, Any], service: str, is_server: bool, is_there: bool, bea
         tuple(_events(_list(told, "events"))),
         told.get("config", {}),
         told.get("stores", {}),
+        is_paused=bool(told.get("pause")),
     )
 
 
