@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from agentlace.codec.images import JPEG, Encoded, decode_image, encoded_of, layout, load_cv2
 from agentlace.config import BrokerURL
-from agentlace.errors import AgentlaceError, MissingExtra
+from agentlace.errors import AgentlaceError
 from agentlace.transport.broadcast import read_newest
 from agentlace.transport.connection import Broker
 from agentlace.transport.keys import ServiceKeys
@@ -34,6 +35,7 @@ TIMEOUT_S = 2.0
 _SERVICE = re.compile(r"action:(\d{1,7})")
 
 Image = np.ndarray[Any, Any]
+Found = Image | Encoded
 
 
 @dataclass
@@ -101,7 +103,8 @@ class Cameras:
         shot = Shot(number)
         for name, image in list(images(message.tree))[:FRAMES_MAX]:
             shot.names.append(name)
-            shot.shapes.append((image.shape[0], image.shape[1]))
+            height, width = layout(image.shape)[1]
+            shot.shapes.append((height, width))
             shot.jpegs.append(encoded(image))
         return shot
 
@@ -110,16 +113,22 @@ class Cameras:
         self._channel.close()
 
 
-def images(tree: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Image]]:
-    """Yield the camera frames in a tree: uint8, height by width by 3 or 1, and where they are.
+def images(tree: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Found]]:
+    """Yield the camera frames in a tree and where they are: uint8, height by width by 3 or 1.
 
-    Leading dimensions of stacked frames are left out: the last frame is shown.
+    Of stacked frames the last one is shown. Those that travelled encoded are not decoded yet.
+
+    Raises:
+        DecodeError: what claims to be an encoded image cannot be one.
     """
     if depth > DEPTH_MAX:
         return
     if isinstance(tree, dict):
         for key in tree:
             yield from images(tree[key], f"{path}/{key}".lstrip("/"), depth + 1)
+    elif (image := encoded_of(tree)) is not None:
+        if image.dtype == "uint8":
+            yield path or "observation", image
     elif isinstance(tree, (list, tuple)):
         for number, value in enumerate(tree):
             yield from images(value, f"{path}/{number}".lstrip("/"), depth + 1)
@@ -128,23 +137,29 @@ def images(tree: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Ima
             yield path or "observation", tree.reshape(-1, *tree.shape[-3:])[-1]
 
 
-def encoded(image: Image) -> bytes:
-    """Return an RGB or grey frame as JPEG, no larger than SIDE_MAX.
+def encoded(image: Found) -> bytes:
+    """Return an RGB or grey frame as JPEG, no larger than SIDE_MAX; one that is so as it is.
 
     Raises:
         MissingExtra: OpenCV is not installed.
+        DecodeError: it travelled encoded, and is damaged.
     """
-    try:
-        import cv2
-    except ImportError as error:
-        raise MissingExtra("cv2", "image") from error
-    scale = SIDE_MAX / max(image.shape[:2])
+    if isinstance(image, Encoded):
+        _, sides, channels = layout(image.shape)
+        if image.format == JPEG and max(sides) <= SIDE_MAX:
+            return image.data.tobytes()
+        frame: Image = decode_image(image).reshape(*sides, *channels)
+        frame = frame[..., :3] if channels else frame
+    else:
+        frame = image
+    cv2 = load_cv2()
+    scale = SIDE_MAX / max(frame.shape[:2])
     if scale < 1:
-        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    if image.ndim == 3 and image.shape[-1] == 3:
-        image = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2BGR)
+        frame = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    if frame.ndim == 3 and frame.shape[-1] == 3:
+        frame = cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2BGR)
     with contextlib.suppress(cv2.error):
-        is_done, jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+        is_done, jpeg = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
         if is_done:
             return bytes(jpeg)
-    raise AgentlaceError(f"a frame of shape {image.shape} cannot be shown")
+    raise AgentlaceError(f"a frame of shape {frame.shape} cannot be shown")

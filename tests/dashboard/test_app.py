@@ -243,37 +243,57 @@ def test_a_stream_ends_with_the_dashboard(broker_url):
         lines.read()
 
 
-def _unless(status, answer):
-    return answer if answer.status != status else None
+@pytest.fixture
+def red():
+    """A camera's frame, all red."""
+    frame = np.zeros((48, 64, 3), np.uint8)
+    frame[..., 0] = 200
+    return frame
 
 
-def test_camera_frames(visitor, shared_url, monkeypatch):
-    cv2 = pytest.importorskip("cv2")
-    robot = ActionServer(ActionConfig(5556, [], ["image"], 5557), None, None, broker=shared_url)
-    red_frame = np.zeros((48, 64, 3), np.uint8)
-    red_frame[..., 0] = 200
-    with robot:
+@contextlib.contextmanager
+def robot_at(port, url, **codecs):
+    config = ActionConfig(port, [], ["image"], port + 1, image_codecs=codecs)
+    with ActionServer(config, None, None, broker=url) as robot:
         robot.start(threaded=True)
-        assert visitor.get("/api/cameras/action:5556").told == {"number": "", "frames": []}
-        robot.publish_obs({"image": {"wrist": red_frame}, "state": np.zeros(7, np.uint8)})
-        shot = wait_until(
-            lambda: (told := visitor.get("/api/cameras/action:5556").told)["frames"] and told
-        )
+        yield robot
+
+
+@pytest.mark.parametrize(
+    ("port", "codecs"),
+    [(5556, {}), (5558, {"image/wrist": "jpeg:90"}), (5562, {"image/wrist": "png"})],
+)
+def test_camera_frames(visitor, shared_url, red, port, codecs):
+    cv2 = pytest.importorskip("cv2")
+    path = f"/api/cameras/action:{port}"
+    with robot_at(port, shared_url, **codecs) as robot:
+        assert visitor.get(path).told == {"number": "", "frames": []}
+        robot.publish_obs({"image": {"wrist": red}, "state": np.zeros(7, np.uint8)})
+        shot = wait_until(lambda: (told := visitor.get(path).told)["frames"] and told)
         assert shot["frames"] == [{"name": "image/wrist", "height": 48, "width": 64}]
-        image = visitor.get("/api/cameras/action:5556/0")
+        image = visitor.get(f"{path}/0")
         assert image.headers["content-type"] == "image/jpeg"
         seen = cv2.imdecode(np.frombuffer(image.body, np.uint8), cv2.IMREAD_COLOR)
         assert seen.shape == (48, 64, 3)
-        blue, green, red = seen.mean((0, 1))
-        assert red > 180 and max(blue, green) < 20
-        assert visitor.get("/api/cameras/action:5556/1").status == 404
-        state = wait_until(lambda: (told := visitor.get("/api/state").told).get("cameras") and told)
-        assert state["cameras"] == ["action:5556"]
-    monkeypatch.setitem(sys.modules, "cv2", None)
-    with robot:
-        robot.start(threaded=True)
-        robot.publish_obs({"image": red_frame + 1})
-        answer = wait_until(lambda: _unless(200, visitor.get("/api/cameras/action:5556")))
-        assert answer.status == 503 and "pip install 'agentlace[image]'" in answer.told["error"]
+        blues, greens, reds = seen.mean((0, 1))
+        assert reds > 180 and max(blues, greens) < 20
+        assert visitor.get(f"{path}/1").status == 404
+        wait_until(lambda: visitor.get("/api/state").told.get("cameras") == [f"action:{port}"])
+
+
+def test_cameras_that_are_none(visitor):
     for bad in ("trainer:5556", "action:x", "action:5556}", "action:99999999"):
         assert visitor.get(f"/api/cameras/{bad}").status == 404
+
+
+def test_frames_without_opencv_say_what_to_install(visitor, shared_url, red, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with robot_at(5560, shared_url) as robot:
+        robot.publish_obs({"image": red})
+
+        def refused():
+            answer = visitor.get("/api/cameras/action:5560")
+            return answer if answer.status != 200 else None
+
+        answer = wait_until(refused)
+        assert answer.status == 503 and "pip install 'agentlace[image]'" in answer.told["error"]

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from agentlace import TrainerClient, TrainerConfig, TrainerServer
+from agentlace.codec.images import MARK, encode_image
 from agentlace.config import BrokerURL
 from agentlace.dashboard.cameras import FRAMES_MAX, SIDE_MAX, encoded, images
 from agentlace.dashboard.feed import Feed, as_json
 from agentlace.data import QueuedDataStore, RateLimiter, ReplayBuffer
-from agentlace.errors import Closed
+from agentlace.errors import Closed, DecodeError
 from agentlace.transport.embedded import EmbeddedBroker, Settings
 from tests.services.support import InThread, free_port, wait_until
 
@@ -181,6 +182,25 @@ def test_frames_are_found_wherever_they_are():
     assert [image.shape for image in seen.values()] == [(24, 32, 3), (24, 32, 1), (24, 32, 3)]
     assert seen["image/front/1"][0, 0, 0] == 9
     assert [name for name, _ in images(rgb)] == ["observation"]
+
+
+def test_frames_that_travelled_encoded():
+    cv2 = pytest.importorskip("cv2")
+    rgb = np.full((24, 32, 3), (200, 30, 10), np.uint8)
+    deep = np.zeros((24, 32), np.uint16)
+    sent = [encode_image(rgb, "jpeg", 95), encode_image(rgb, "png"), encode_image(deep, "png")]
+    large = encode_image(np.zeros((1000, 2000, 1), np.uint8), "jpeg")
+    rgba = encode_image(np.zeros((1, 24, 32, 4), np.uint8), "png")
+    seen = dict(images({"cameras": tuple(sent), "large": large, "rgba": rgba}))
+    assert list(seen) == ["cameras/0", "cameras/1", "large", "rgba"]
+    assert encoded(seen["cameras/0"]) == sent[0][-1].tobytes()  # as it came
+    shapes = []
+    for image in seen.values():
+        shown = cv2.imdecode(np.frombuffer(encoded(image), np.uint8), cv2.IMREAD_COLOR)
+        shapes.append(shown.shape[:2])
+    assert shapes == [(24, 32), (24, 32), (SIDE_MAX // 2, SIDE_MAX), (24, 32)]
+    with pytest.raises(DecodeError):
+        list(images({"x": (MARK, "gif", "uint8", (1, 1), np.zeros(1, np.uint8))}))
 
 
 def test_a_deep_tree_ends():
