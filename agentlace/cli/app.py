@@ -5,7 +5,17 @@ from __future__ import annotations
 import typer
 
 from agentlace._version import __version__
-from agentlace.cli import broker, consumers, demos, metrics, rlds, services, status, tail
+from agentlace.cli import (
+    broker,
+    consumers,
+    dashboard,
+    demos,
+    metrics,
+    rlds,
+    services,
+    status,
+    tail,
+)
 
 app = typer.Typer(
     help="Connect the nodes of a distributed agent through a Redis broker.",
@@ -21,6 +31,7 @@ app.add_typer(rlds.app, name="rlds")
 app.add_typer(services.app, name="services")
 app.command("status")(status.status)
 app.add_typer(tail.app, name="tail")
+app.command("dashboard")(dashboard.dashboard)
 
 
 @app.command("version")

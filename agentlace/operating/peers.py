@@ -56,6 +56,7 @@ class Peer:
         config: what both ends compare.
         stores: a trainer's, with the retention of each.
         told_ms: when it told all this, in the broker's time.
+        is_paused: whether it is a trainer that has paused its actors.
     """
 
     service: str
@@ -75,6 +76,7 @@ class Peer:
     config: dict[str, Any] = field(default_factory=dict)
     stores: dict[str, Any] = field(default_factory=dict)
     told_ms: float = 0.0
+    is_paused: bool = False
 
     @property
     def is_late(self) -> bool:
@@ -135,6 +137,7 @@ def _of(told: dict[str, Any], service: str, is_server: bool, is_there: bool, bea
         told.get("config", {}),
         told.get("stores", {}),
         told_ms=float(told["progress_ms"]),
+        is_paused=bool(told.get("pause")),
     )
 
 

@@ -14,6 +14,7 @@ from agentlace.errors import AgentlaceError, AlreadyServed, Closed, UnknownReque
 from agentlace.service import Server
 from agentlace.telemetry import Sample
 from agentlace.trainer.checkpoints import Checkpoints, Networks
+from agentlace.trainer.commands import Commands
 from agentlace.trainer.pause import PauseSwitch
 from agentlace.trainer.saving import CheckpointPolicy
 from agentlace.trainer.stores import DataCallback, Stores
@@ -63,6 +64,7 @@ class TrainerServer(Server):
         self._published_before = Version(0, 0)
         self._began_ms = 0
         self._switch = PauseSwitch(self._keys)
+        self._commands = Commands(self._keys, self, self.telemetry)
         service = f"{self._keys.name} in namespace {self._keys.namespace!r}"
         networks = Networks(self._newest_version, self._publish_after)
         self._checkpoints = Checkpoints(
@@ -290,6 +292,7 @@ class TrainerServer(Server):
         if self._publisher is not None:
             self._publisher.restore(channel)
         self._switch.tidy(channel)
+        self._commands.look(channel)
 
     def stop(self) -> None:
         """Stop serving and say goodbye, also if it only published. Idempotent.
@@ -300,6 +303,7 @@ class TrainerServer(Server):
         """
         super().stop()
         self._checkpoints.stop()
+        self._commands.stop()
 
     def _stop_workers(self) -> None:
         self._stores.stop()

@@ -22,6 +22,8 @@ al:{ns:trainer:port}:weights:readers     hash      one field per slow receiver  
 al:{ns:trainer:port}:roll                hash      one field per actor: the pause  never; struck
                                                    that it has seen                off when gone
 al:{ns:trainer:port}:pause:new           channel
+al:{ns:trainer:port}:commands            list      one per waiting operator        COMMANDS_MS
+al:{ns:trainer:port}:answer:<id>         list      one, until it is popped         COMMANDS_MS
 al:{ns:trainer:port:store}:actors        set       one per actor                   with its stream
 al:{ns:trainer:port:store}:closed        set       actors that said goodbye        with its stream
 al:{ns:trainer:port:store}:joined        stream    JOINED_MAX newest arrivals      never
@@ -62,6 +64,8 @@ never announced (its trainer died).
 """
 READERS_MS = 600_000
 """What receivers are fetching is forgotten after this, if none of them says so again."""
+COMMANDS_MS = 60_000
+"""A command that no trainer takes, or an answer that nobody fetches, is dropped after this."""
 ORPHAN_MS = 600_000
 """A stream that all consumers have read is kept for so long after its actor vanished."""
 FENCE_MS = 24 * 3600 * 1000
@@ -147,6 +151,15 @@ class ServiceKeys:
     def pause_channel(self) -> str:
         """Return the channel that tells actors to look whether there is a pause."""
         return f"{self.prefix}:pause:new"
+
+    @property
+    def commands(self) -> str:
+        """Return the list of what operators want the trainer to do."""
+        return f"{self.prefix}:commands"
+
+    def answer(self, command: str) -> str:
+        """Return the list that gets the answer to one command."""
+        return f"{self.prefix}:answer:{command}"
 
     def leaf(self, version: str, leaf: int, part: int) -> str:
         """Return the key of one part of one leaf's bytes."""

@@ -147,16 +147,16 @@ class RequestClient:
         if not lock.acquire(False) and not lock.acquire(timeout=max(timeout_s, 0.0)):
             raise RequestTimeout(f"{what} {name!r}", timeout_s, None if ticket.sent else False)
         self.made += 1
-        self.failed += 1  # until it is answered
+        is_answered = False
         try:
             reply, started = self._persist(what, name, payload, ticket, end)
-            if reply is not None and reply[0]["status"] == "ok":
-                self.failed -= 1
             if reply is None:
                 self.unanswered.failed(self._awaited(what, name))
             else:
                 self.unanswered.succeeded()
+            is_answered = reply is not None and reply[0]["status"] == "ok"
         finally:
+            self.failed += not is_answered
             lock.release()
         if reply is None:
             raise RequestTimeout(f"{what} {name!r}", timeout_s, started)

@@ -20,7 +20,7 @@ from pathlib import Path
 from agentlace.config import BadSetting, BrokerURL, read_password
 from agentlace.transport.server_process import Settings, broker_file
 
-ROLES = ("actor", "learner", "inference", "recorder", "observer", "admin")
+ROLES = ("actor", "learner", "inference", "recorder", "observer", "operator", "admin")
 
 
 @dataclass(frozen=True)

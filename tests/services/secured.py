@@ -14,7 +14,7 @@ from agentlace.transport.secured import SecuredDirectory, SecuredSettings
 
 from .support import free_port
 
-ROLES = ("actor", "learner", "inference", "recorder", "observer", "admin")
+ROLES = ("actor", "learner", "inference", "recorder", "observer", "operator", "admin")
 
 
 def make(path, *arguments):

@@ -1,5 +1,6 @@
 """Each role's whole job works with its user's rules, and what it must not do is refused."""
 
+import contextlib
 import logging
 import re
 from pathlib import Path
@@ -12,7 +13,9 @@ from agentlace.config import BadSetting, BrokerURL, TrainerConfig
 from agentlace.data.data_store import QueuedDataStore
 from agentlace.errors import BrokerAuthFailed
 from agentlace.inference import InferenceClient, InferenceServer
+from agentlace.operating import take
 from agentlace.trainer import TrainerClient, TrainerServer
+from agentlace.transport.commands import PAUSE, RESUME, order
 from agentlace.transport.connection import Broker
 from agentlace.transport.consumer import Consumer
 from agentlace.transport.keys import ServiceKeys
@@ -301,6 +304,18 @@ def test_an_observer(lab, at, running, caplog):
     assert "'observer'" in unannounced[0].message
 
 
+def test_an_operator(lab, at, running, nothing_refused, namespace):
+    learner = running(TrainerServer(TRAINER, broker=at("learner")))
+    learner.start(threaded=True)
+    broker = Broker(BrokerURL.parse(at("operator")))
+    keys = ServiceKeys(namespace, "trainer", 5555)
+    with contextlib.closing(broker.channel()) as channel:
+        assert take(channel, namespace).server("trainer:5555").is_there
+        assert order(channel, keys, PAUSE, "a test", 20.0) == "all actors paused"
+        assert order(channel, keys, RESUME, "a test", 20.0) == "resumed"
+        channel.call("LREM", keys.commands, 1, "withdrawn")
+
+
 def test_an_administrator(lab, at):
     with lab.channel("admin") as channel:
         assert channel.call("CONFIG", "GET", "maxmemory")
@@ -318,8 +333,11 @@ WRITES = [("SET", f"{T}:server", "x"), ("SET", f"{T}:weights", "x"), ("DEL", f"{
 WRITES += [("XADD", f"{S}:stream:a", "*", "f", "v"), ("RPUSH", f"{A}:requests", "x")]
 WRITES += [("PUBLISH", f"{T}:weights:new", "x"), ("PUBLISH", f"{A}:obs:new", "x")]
 WRITES += [("RPUSH", f"{T}:reply:x", "x"), ("SREM", f"{S}:consumers", "trainer:x")]
+WRITES += [("RPUSH", f"{T}:answer:x", "x"), ("LPOP", f"{T}:commands")]
+COMMAND = ("RPUSH", f"{T}:commands", "x")
 REFUSED = {
     "actor": [
+        COMMAND,
         ("SET", f"{T}:weights", "x"),
         ("DEL", f"{T}:weights"),
         ("SET", f"{T}:weights:1-1:0:0", "x"),
@@ -341,6 +359,7 @@ REFUSED = {
         ("SCAN", "0"),
     ],
     "learner": [
+        COMMAND,
         ("XADD", f"{S}:stream:a", "*", "f", "v"),
         ("DEL", f"{S}:stream:a"),
         ("SET", f"{A}:server", "x"),
@@ -353,6 +372,7 @@ REFUSED = {
         ("SCAN", "0"),
     ],
     "inference": [
+        COMMAND,
         ("XADD", f"{S}:stream:a", "*", "f", "v"),
         ("XREAD", "STREAMS", f"{S}:stream:a", "0"),
         ("SET", f"{T}:weights", "x"),
@@ -365,6 +385,7 @@ REFUSED = {
     ],
     "recorder": [
         *WRITES,
+        COMMAND,
         ("XTRIM", f"{S}:stream:a", "MAXLEN", "0"),
         ("XDEL", f"{S}:stream:a", "1-1"),
         ("PEXPIRE", f"{S}:stream:a", "1"),
@@ -376,6 +397,7 @@ REFUSED = {
     ],
     "observer": [
         *WRITES,
+        COMMAND,
         ("SET", f"{T}:client:x", "x"),
         ("HSET", f"{T}:weights:readers", "x", "x"),
         ("HSET", f"{S}:cursor:recorder:x", "a", "1-1"),
@@ -386,6 +408,15 @@ REFUSED = {
         ("GETDEL", f"{T}:weights"),
         ("GETEX", f"{T}:weights", "EX", "1"),
         ("SORT", f"{S}:actors", "STORE", f"{S}:actors"),
+        ("CLIENT", "UNBLOCK", "1"),
+    ],
+    "operator": [
+        *WRITES,
+        ("SET", f"{T}:client:x", "x"),
+        ("SADD", f"{S}:consumers", "x"),
+        ("BLPOP", f"{T}:commands", "0.1"),
+        ("LPOP", f"{T}:requests"),
+        ("RPUSH", f"{T}:requests", "x"),
         ("CLIENT", "UNBLOCK", "1"),
     ],
 }

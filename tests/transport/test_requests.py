@@ -132,6 +132,21 @@ def test_nothing_is_left_in_the_broker(server, client, channel, keys):
     assert channel.call("EXISTS", keys.requests, client._reply_key) == 0
 
 
+def test_what_failed_is_counted_when_it_has(server, client, handler):
+    with handler.held():
+        waiting = in_thread(client.call, "act", "a", 1, LONG_S)
+        wait_until(lambda: handler.calls)
+        assert (client.made, client.failed) == (1, 0)  # it is on its way
+    assert waiting() == 1
+    assert client.failed == 0
+    handler.answer = lambda what, name, payload: {}[payload]
+    with pytest.raises(RemoteError):
+        client.call("act", "a", 1, LONG_S)
+    with pytest.raises(RequestTimeout):
+        client.call("act", "a", 1, 0.0)
+    assert (client.made, client.failed) == (3, 2)
+
+
 def test_an_unread_reply_expires(server, client, handler, channel, keys):
     with handler.held():
         time_out(client, handler, "act", 1, client.ticket())
