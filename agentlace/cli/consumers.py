@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
+from agentlace.cli import options
+from agentlace.cli.options import BrokerOption, JsonOption, NamespaceOption
 from agentlace.config import BrokerURL
 from agentlace.errors import AgentlaceError
 from agentlace.transport import lag
-from agentlace.transport.connection import Broker, Channel
+from agentlace.transport.connection import Channel
 from agentlace.transport.keys import StoreKeys
 from agentlace.transport.lag import ConsumerState
 
@@ -23,29 +24,22 @@ PIPED_WIDTH = 200
 
 app = typer.Typer(help="List the consumers of the streams, and forget one that is gone for good.")
 
-BrokerOption = Annotated[
-    str | None, typer.Option("--broker", help="Address; default AGENTLACE_BROKER, else this host.")
-]
-NamespaceOption = Annotated[
-    str | None, typer.Option("--namespace", help="Default: the address's, or AGENTLACE_NAMESPACE.")
-]
-StoreOption = Annotated[str | None, typer.Option("--store", help="Only this store.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+StoreOption = Annotated[str, typer.Option("--store", metavar="NAME", help="Only this store.")]
 
 
 @app.callback(invoke_without_command=True)
 def list_consumers(
     context: typer.Context,
-    store: StoreOption = None,
+    store: StoreOption = "",
     as_json: JsonOption = False,
-    broker: BrokerOption = None,
-    namespace: NamespaceOption = None,
+    broker: BrokerOption = "",
+    namespace: NamespaceOption = "",
 ) -> None:
     """List the consumers of every store with their lag, the slowest first."""
     if context.invoked_subcommand is not None:
         return
-    url = _url(broker, namespace)
-    with _channel(url) as channel:
+    url = options.broker_url(broker, namespace)
+    with options.channel(url) as channel:
         found = [states for _, states in _found(channel, url, store)]
     states = [state for group in found for state in group]
     if as_json:
@@ -59,14 +53,14 @@ def list_consumers(
 @app.command("forget")
 def forget(
     name: Annotated[str, typer.Argument(metavar="NAME", help="As `agentlace consumers` lists it.")],
-    store: StoreOption = None,
+    store: StoreOption = "",
     yes: Annotated[bool, typer.Option("--yes", help="Also if it is alive.")] = False,
-    broker: BrokerOption = None,
-    namespace: NamespaceOption = None,
+    broker: BrokerOption = "",
+    namespace: NamespaceOption = "",
 ) -> None:
     """Forget a consumer: what only it has not read is kept no longer."""
-    url = _url(broker, namespace)
-    with _channel(url) as channel:
+    url = options.broker_url(broker, namespace)
+    with options.channel(url) as channel:
         found = list(_found(channel, url, store))
         mine = [(keys, s) for keys, states in found for s in states if s.name == name]
         if not mine:
@@ -87,21 +81,10 @@ def forget(
             )
 
 
-def _url(broker: str | None, namespace: str | None) -> BrokerURL:
-    url = BrokerURL.resolve(broker)
-    return replace(url, namespace=namespace) if namespace else url
-
-
-@contextlib.contextmanager
-def _channel(url: BrokerURL) -> Iterator[Channel]:
-    with contextlib.closing(Broker(url).channel()) as channel:
-        yield channel
-
-
 def _found(
-    channel: Channel, url: BrokerURL, store: str | None
+    channel: Channel, url: BrokerURL, store: str
 ) -> Iterator[tuple[StoreKeys, list[ConsumerState]]]:
-    for keys in lag.stores(channel, url.namespace, store):
+    for keys in lag.stores(channel, url.namespace, store or None):
         yield keys, lag.consumer_states(channel.at(keys.prefix), keys)
 
 

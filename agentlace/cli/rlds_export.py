@@ -7,13 +7,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from agentlace.config import BrokerURL, TrainerConfig
+from agentlace.cli import options
+from agentlace.cli.options import BrokerOption, NamespaceOption
+from agentlace.config import TrainerConfig
 from agentlace.recorder import Counts, Recorder, Settings, Status
 
 LINE_EVERY_S = 5.0
@@ -61,12 +62,8 @@ def export(
     trainer_port: Annotated[
         int, typer.Option("--trainer-port", "--port", help="port_number of the trainer's config.")
     ] = TrainerConfig.port_number,
-    broker: Annotated[
-        str | None, typer.Option(help="Address; else AGENTLACE_BROKER.", metavar="URL")
-    ] = None,
-    namespace: Annotated[
-        str | None, typer.Option(help="Default: the address's, or AGENTLACE_NAMESPACE.")
-    ] = None,
+    broker: BrokerOption = "",
+    namespace: NamespaceOption = "",
 ) -> None:
     """Record the streams of stores as an RLDS dataset, until Ctrl-C or SIGTERM.
 
@@ -74,13 +71,13 @@ def export(
     that are open when it ends stay in the streams. The exit status is 3 if not all that was sent
     is in the dataset.
     """
-    url = BrokerURL.resolve(broker)
+    url = options.broker_url(broker, namespace)
     recorder = Recorder(
         [part for item in store for part in item.split(",") if part],
         data_dir,
         name,
         port_number=trainer_port,
-        broker=replace(url, namespace=namespace) if namespace else url,
+        broker=url,
         settings=Settings(version, image_format, abort_after, open_max * MIB, commit_every),  # type: ignore[arg-type]
     )
     _interrupt_on_signals(recorder)

@@ -12,6 +12,8 @@ from typing import Annotated
 
 import typer
 
+from agentlace.cli import options
+from agentlace.cli.options import BrokerOption, NamespaceOption
 from agentlace.config import BrokerURL, TrainerConfig
 from agentlace.data.data_store import QueuedDataStore
 from agentlace.errors import DecodeError
@@ -44,10 +46,11 @@ def replay(
         bool, typer.Option("--extras", help="Also send further entries of steps, such as texts.")
     ] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the trainer.")] = False,
-    port: Annotated[int, typer.Option(help="Port number of the trainer's config.")] = 5555,
-    broker: Annotated[
-        str | None, typer.Option(help="Address; else AGENTLACE_BROKER.", metavar="URL")
-    ] = None,
+    port: Annotated[
+        int, typer.Option("--trainer-port", "--port", help="port_number of the trainer's config.")
+    ] = TrainerConfig.port_number,
+    broker: BrokerOption = "",
+    namespace: NamespaceOption = "",
 ) -> None:
     """Stream a dataset into a trainer's store, as an actor would.
 
@@ -58,7 +61,7 @@ def replay(
     reader = DatasetReader(directory)
     if not len(reader):
         raise DecodeError(f"the dataset in {directory} has no episodes")
-    url = BrokerURL.resolve(broker)
+    url = options.broker_url(broker, namespace)
     with _stopped_by_signals() as stop:
         config = _config_of(url, port, wait, stop)
         if config is None:
