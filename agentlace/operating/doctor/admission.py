@@ -29,7 +29,7 @@ def encryption(patient: Patient) -> Iterator[Finding]:
     elif url.has_tls:
         for server in patient.accepting:
             yield _shaken(patient, server)
-    elif url.scheme == "redis" and not _greeting(patient.accepting[0]):
+    elif url.scheme == "redis" and not _greeting(patient, patient.accepting[0]):
         trouble = tls.look_closer(url, None)
         if trouble is not None:
             yield of_error(trouble)
@@ -58,7 +58,7 @@ def _shaken(patient: Patient, server: Address) -> Finding:
             sock.recv(GREETING_BYTES)  # a refused client certificate is told only here
             return _certified(sock, server, is_checked)
     except ssl.SSLError as error:
-        trouble = tls.failure(error, patient.url)
+        trouble = tls.failure(error, patient.url) or tls.look_closer(patient.url, settings)
         return of_error(trouble) if trouble else _unknown(server, error)
     except OSError as error:
         trouble = tls.look_closer(patient.url, settings)
@@ -84,8 +84,14 @@ def _certified(sock: ssl.SSLSocket, server: Address, is_checked: bool) -> Findin
     return ok(f"{said}; its certificate is valid for {days:.0f} more days")
 
 
-def _greeting(server: Address) -> bytes | None:
+def _greeting(patient: Patient, server: Address) -> bytes | None:
     """Return what a server says to a PING in the clear; None if it keeps silent."""
+    if server not in patient.greetings:
+        patient.greetings[server] = _said_by(server)
+    return patient.greetings[server]
+
+
+def _said_by(server: Address) -> bytes | None:
     try:
         with opened(server) as sock:
             sock.sendall(b"PING\r\n")
@@ -106,7 +112,7 @@ def protocol(patient: Patient) -> Iterator[Finding]:
         yield skip("told by the password's check, behind TLS")
         return
     server = patient.accepting[0]
-    said = _greeting(server)
+    said = _greeting(patient, server)
     who = f"`ss -ltnp 'sport = :{server[1]}'` there says whose this one is"
     todo = f"use the broker's own port, as a rule 6379; {who}"
     if said and said[:1] in _REDIS:
@@ -129,7 +135,7 @@ def password(patient: Patient) -> Iterator[Finding]:
         yield skip("memory:// has none")
         return
     try:
-        patient.channel.call("PING")
+        patient.channel.call("TIME")  # a broker that cannot write to its disk refuses a PING
     except TlsFailed as error:
         yield of_error(error)
     except BrokerAuthFailed as error:

@@ -28,6 +28,7 @@ class Patient:
 
     Attributes:
         accepting: hosts and ports that accept connections, set by the check of the port.
+        greetings: what servers say to a PING in the clear, as far as they were asked.
         denial: why writes are refused, whoever asks; set by the check of the rights.
         has_written: whether this user may write anything; likewise.
     """
@@ -39,6 +40,7 @@ class Patient:
         self.role = role
         self.now_s = now_s
         self.accepting: list[Address] = []
+        self.greetings: dict[Address, bytes | None] = {}
         self.denial: ErrorReply | None = None
         self.has_written = False
 

@@ -22,8 +22,8 @@ PUBSUB = "pubsub 256mb 128mb 60"
 PUBSUB_BYTES = (256 << 20, 128 << 20)
 """What broker/redis.conf gives subscribers: at once, and for a minute."""
 MAX_OFFSET_S = 1.0
-PINGS = 20
-PINGS_S = 2.0
+TRIPS = 20
+TRIPS_S = 2.0
 SLOW_S = 0.02
 _UNTOLD = "the user may not ask the broker (INFO)"
 
@@ -156,10 +156,10 @@ def clock(patient: Patient) -> Iterator[Finding]:
 def round_trip(patient: Patient) -> Iterator[Finding]:
     """Measure how long a question and its answer take."""
     trips: list[float] = []
-    end = time.monotonic() + PINGS_S
-    while len(trips) < PINGS and time.monotonic() < end:
+    end = time.monotonic() + TRIPS_S
+    while len(trips) < TRIPS and time.monotonic() < end:
         began = time.perf_counter()
-        patient.channel.call("PING")
+        patient.channel.call("TIME")
         trips.append(time.perf_counter() - began)
     middle, worst = statistics.median(trips), max(trips)
     said = f"{1000 * middle:.2g} ms, at worst {1000 * worst:.2g} ms of {len(trips)}"
