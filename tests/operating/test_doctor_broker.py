@@ -4,6 +4,7 @@ import contextlib
 import http.server
 import os
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -22,6 +23,8 @@ from tests.services.support import wait_until
 from tests.transport.transport_support import FakeServer
 
 from .doctoring import Diagnosis, channel_to, setting
+
+BUFFERS = "client-output-buffer-limit"
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +100,6 @@ def test_a_socket_that_is_none(tmp_path, path):
 
 
 def test_a_socket_that_nobody_serves(tmp_path):
-    import socket
-
     path = tmp_path / "left.sock"
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(path))
@@ -231,13 +232,19 @@ def test_a_password_that_nobody_asked_for(own):
         ("maxmemory", "0", "memory", "warn", ("maxmemory is 0", "CONFIG SET maxmemory 4gb")),
         ("appendonly", "no", "persistence", "warn", ("nothing is kept", "agentlace broker --dir")),
         (
-            "client-output-buffer-limit",
+            BUFFERS,
             "pubsub 64kb 32kb 1",
             "pub/sub buffers",
             "fail",
             ("64 kB, or 32 kB for 1 s", "'pubsub 256mb 128mb 60'"),
         ),
-        ("client-output-buffer-limit", "pubsub 32mb 8mb 60", "pub/sub buffers", "warn", ("stalls",)),
+        (
+            "client-output-buffer-limit",
+            "pubsub 32mb 8mb 60",
+            "pub/sub buffers",
+            "warn",
+            ("stalls",),
+        ),
         ("client-output-buffer-limit", "pubsub 0 0 0", "pub/sub buffers", "warn", ("stopped",)),
     ],
 )

@@ -76,7 +76,7 @@ def jobs(namespace: str) -> list[Job]:
             (("SET", trainer.weights, ""),),
         ),
         Job(
-            *(("learner", "recorder"), "read transitions", stream),
+            *(("learner", "recorder", "observer"), "read transitions", stream),
             (("XREAD", "STREAMS", stream, 0), ("SMEMBERS", store.actors)),
         ),
         Job(
@@ -136,7 +136,7 @@ def _may(patient: Patient, job: Job) -> bool:
     refusals = [reply for reply in replies if isinstance(reply, ErrorReply)]
     patient.denial = next((r for r in refusals if r.code in _DENIALS), patient.denial)
     is_allowed = not any(reply.code == "NOPERM" for reply in refusals)
-    patient.has_written |= is_allowed and job.roles != ("observer",)
+    patient.has_written |= is_allowed and "observer" not in job.roles
     return is_allowed
 
 
@@ -204,4 +204,5 @@ def _denied(patient: Patient, denial: ErrorReply) -> Finding:
 
 
 def _article(role: str) -> str:
-    return f"{'an' if role[0] in 'aeio' else 'a'} {role}"
+    name = "inference server" if role == "inference" else role
+    return f"{'an' if role[0] in 'aeio' else 'a'} {name}"
