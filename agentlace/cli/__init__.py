@@ -13,6 +13,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 from agentlace.errors import AgentlaceError, BrokerAuthFailed, BrokerUnreachable, MissingExtra
 
@@ -81,7 +82,7 @@ def _told(error: Exception) -> str:
     text, hint = str(error), ""
     if hasattr(error, "format_message"):  # typer's, whichever library it is built on
         context = getattr(error, "ctx", None)
-        text, hint = error.format_message(), f"{context.command_path} --help" if context else ""
+        text, hint = error.format_message(), f"{_path(context)} --help"
     elif isinstance(error, (BrokerUnreachable, BrokerAuthFailed)):
         hint = "agentlace doctor looks for the reason, step by step"
     elif type(error).__name__ == "Abort":
@@ -90,6 +91,10 @@ def _told(error: Exception) -> str:
         text, hint = f"unforeseen {type(error).__name__}: {text}", _SEE_TRACEBACK
     lines = [f"agentlace: {_one_line(text)}", *([f"hint: {hint}"] if hint else [])]
     return "\n".join(lines) + "\n"
+
+
+def _path(context: Any) -> str:
+    return "agentlace" if context is None else str(context.command_path)
 
 
 def _one_line(text: str) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from agentlace._version import __version__
-from agentlace.cli import broker, consumers, demos, doctor, rlds
+from agentlace.cli import bench, broker, consumers, demos, doctor, rlds
 
 EPILOG = (
     "Exit status: 0 all is well; 1 it failed, or something is wrong; 2 the command line is wrong; "
@@ -26,6 +26,7 @@ app.add_typer(consumers.app, name="consumers")
 app.add_typer(demos.app, name="demos")
 app.add_typer(rlds.app, name="rlds")
 app.command("doctor")(doctor.doctor)
+app.command("bench")(bench.bench)
 
 
 @app.callback()
