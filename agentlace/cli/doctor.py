@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +20,7 @@ from agentlace.operating.doctor import CHECKS, Finding, Patient, examine
 from agentlace.transport.secured import ROLES
 
 NAME_WIDTH = max(len(check.name) for check in CHECKS)
+SERVICE = re.compile(r"(action|inference|recorder|trainer):\d{1,5}")
 COLOURS = {"ok": "green", "info": "blue", "warn": "yellow", "fail": "red", "skip": "bright_black"}
 
 
@@ -26,6 +28,14 @@ def doctor(
     role: Annotated[
         str, typer.Option(help="See that the user can do this role's job.", metavar="ROLE")
     ] = "",
+    service: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Such as trainer:5555: look for it also where the user may not list services; "
+            "several times for several.",
+            metavar="KIND:PORT",
+        ),
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Warnings count as failures.")] = False,
     as_json: JsonOption = False,
     broker: BrokerOption = "",
@@ -39,12 +49,16 @@ def doctor(
     """
     if role and role not in ROLES:
         raise BadSetting("--role", role, f"it must be one of {', '.join(ROLES)}")
+    for name in service or ():
+        if not SERVICE.fullmatch(name):
+            raise BadSetting("--service", name, "name its kind and port_number: trainer:5555")
     url = options.broker_url(broker, namespace)
+    patient = Patient(url, role, service or ())
     if as_json:
-        findings = list(examine(Patient(url, role)))
+        findings = list(examine(patient))
         typer.echo(json.dumps(_as_json(url, findings, strict), indent=2))
     else:
-        findings = _shown(url, role)
+        findings = _shown(patient)
     if _is_bad(findings, strict):
         raise typer.Exit(1)
 
@@ -64,12 +78,12 @@ def _as_json(url: BrokerURL, findings: list[Finding], strict: bool) -> dict[str,
     }
 
 
-def _shown(url: BrokerURL, role: str) -> list[Finding]:
+def _shown(patient: Patient) -> list[Finding]:
     """Show each finding when it is found, and on a terminal what is being looked at."""
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
-    where = f"the broker at {url}, namespace {url.namespace!r}"
+    where = f"the broker at {patient.url}, namespace {patient.url.namespace!r}"
     console.print(f"agentlace {__version__} looks at {where}", markup=False)
     findings: list[Finding] = []
     with console.status("") as status:
@@ -77,7 +91,7 @@ def _shown(url: BrokerURL, role: str) -> list[Finding]:
         def begin(name: str) -> None:
             status.update(f"looks at {name} …")
 
-        for group in _grouped(examine(Patient(url, role), begin)):
+        for group in _grouped(examine(patient, begin)):
             console.print(_line(group, _styled(console.is_terminal)))
             findings += group
     console.print(_summary(findings), markup=False)
@@ -126,5 +140,6 @@ def _line(group: list[Finding], styled: Callable[[str, str], str]) -> str:
 def _summary(findings: list[Finding]) -> str:
     counted = Counter(finding.status for finding in findings)
     if not counted["fail"] and not counted["warn"]:
-        return "nothing is wrong"
+        hidden = sum(f.status == "skip" and bool(f.remedy) for f in findings)
+        return f"nothing is wrong{f', but {hidden} checks could not be made' if hidden else ''}"
     return f"{counted['fail']} failed, {counted['warn']} to be warned of"

@@ -64,4 +64,6 @@ def test_no_markup_is_read_in_what_was_found():
 def test_a_role_that_there_is_not(broker_url):
     with pytest.raises(BadSetting, match="one of actor, learner"):
         doctor("--broker", broker_url, "--role", "actress")
+    with pytest.raises(BadSetting, match="--service 'trainer'"):
+        doctor("--broker", broker_url, "--service", "trainer")
     assert "every role's job" not in doctor("--broker", broker_url, "--role", "actor")

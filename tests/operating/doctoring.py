@@ -10,8 +10,8 @@ from agentlace.transport.connection import Broker
 class Diagnosis:
     """What the doctor says at an address."""
 
-    def __init__(self, url, role=""):
-        self.findings = diagnose(BrokerURL.parse(str(url)), role)
+    def __init__(self, url, **kwargs):
+        self.findings = diagnose(BrokerURL.parse(str(url)), **kwargs)
 
     def at(self, check):
         """Return a check's findings."""

@@ -127,10 +127,17 @@ def test_roles_that_reach_one_namespace_only(tmp_path):
         found.names("rights", "fail", "namespace 'other'", "AGENTLACE_NAMESPACE")
 
 
-def test_an_observer_sees_the_peers(lab, namespace):
+def test_who_sees_the_peers(lab, namespace):
     config = ActionConfig(5556, ["move"], ["image"])
     server = ActionServer(config, None, None, broker=lab.url("actor", namespace))
     with server:
         server.start(threaded=True)
         found = Diagnosis(lab.url("observer", namespace))
         found.names("peers", "ok", "action of action:5556")
+        services = ["action:5556", "trainer:5555"]
+        found = Diagnosis(lab.url("actor", namespace), services=services)
+        found.names("peers", "ok", "action of action:5556")
+        found.names("peers", "skip", "may not do 'SCAN'")
+        found.names("peers", "fail", "nobody serves trainer:5555")
+    found = Diagnosis(lab.url("actor", namespace), services=services[:1])
+    found.names("peers", "fail", "action:5556 is gone: last seen 0 s ago")

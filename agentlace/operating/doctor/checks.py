@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from agentlace.config import BrokerURL
@@ -83,6 +83,12 @@ def _found(check: Check, patient: Patient) -> Iterator[Finding]:
         yield of_error(error)
 
 
-def diagnose(url: BrokerURL, role: str = "") -> list[Finding]:
-    """Return what all checks find at an address; takes a few seconds."""
-    return list(examine(Patient(url, role)))
+def diagnose(url: BrokerURL, role: str = "", services: Sequence[str] = ()) -> list[Finding]:
+    """Return what all checks find at an address; takes a few seconds.
+
+    Args:
+        url: the address.
+        role: as in :class:`Patient`.
+        services: likewise.
+    """
+    return list(examine(Patient(url, role, services)))

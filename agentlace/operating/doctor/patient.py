@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 from agentlace.config import BrokerURL, address_of
@@ -24,6 +24,7 @@ class Patient:
     Args:
         url: the address.
         role: whose job the user is to be able to do; empty for the one that it is named after.
+        services: to look for by name where the user may not list them, such as ``trainer:5555``.
         now_s: this machine's clock, in seconds since the epoch.
 
     Attributes:
@@ -34,10 +35,15 @@ class Patient:
     """
 
     def __init__(
-        self, url: BrokerURL, role: str = "", now_s: Callable[[], float] = time.time
+        self,
+        url: BrokerURL,
+        role: str = "",
+        services: Sequence[str] = (),
+        now_s: Callable[[], float] = time.time,
     ) -> None:
         self.url = url
         self.role = role
+        self.services = services
         self.now_s = now_s
         self.accepting: list[Address] = []
         self.greetings: dict[Address, bytes | None] = {}

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 
 from agentlace._version import __version__
 from agentlace.config import check_same
-from agentlace.errors import ConfigMismatch
-from agentlace.operating.doctor.findings import Finding, fail, info, ok, skip, warn
+from agentlace.errors import BrokerAuthFailed, ConfigMismatch
+from agentlace.operating.doctor.findings import Finding, fail, info, of_error, ok, skip, warn
 from agentlace.operating.doctor.patient import Patient
 from agentlace.operating.peers import Peer
+from agentlace.operating.peers import peers as read_peers
 from agentlace.operating.words import duration
+from agentlace.transport.keys import ServiceKeys
 from agentlace.transport.lag import namespaces
 
 IDLE_S = 30.0
@@ -20,7 +22,11 @@ IDLE_S = 30.0
 
 def peers(patient: Patient) -> Iterator[Finding]:
     """Look who is there, and whether each still beats."""
-    snapshot = patient.snapshot
+    try:
+        snapshot = patient.snapshot
+    except BrokerAuthFailed as error:
+        yield from _named(patient, error)
+        return
     there = [peer for peer in snapshot.peers if peer.is_there]
     if not there:
         yield _nobody(patient)
@@ -28,12 +34,7 @@ def peers(patient: Patient) -> Iterator[Finding]:
         if not peer.is_there:
             yield _gone(peer, snapshot.clients(peer.service))
         elif peer.is_late:
-            yield fail(
-                f"{_who(peer)} has given no sign of life for {duration(peer.beat_s)}: it is "
-                "stopped, stuck or cut off",
-                f"on {peer.host}: `ps -o stat,etime,cmd -p {peer.pid}` (T: stopped, then "
-                f"`kill -CONT {peer.pid}`), else start it again",
-            )
+            yield _late(peer)
         elif peer.waits and (peer.idle_s or 0) > IDLE_S:
             yield warn(
                 f"{_who(peer)} has done nothing for {duration(peer.idle_s)}: it waits for "
@@ -43,6 +44,24 @@ def peers(patient: Patient) -> Iterator[Finding]:
         else:
             yield ok(_progress(peer))
     yield from _unserved(patient, there)
+
+
+def _named(patient: Patient, error: BrokerAuthFailed) -> Iterator[Finding]:
+    """Look for the services that were named: their keys may be read where no list may be had."""
+    if not error.is_forbidden:
+        raise error
+    yield of_error(error)
+    for service in patient.services:
+        kind, _, port = service.partition(":")
+        keys = ServiceKeys(patient.url.namespace, kind, int(port))
+        server = next(iter(read_peers(patient.channel, keys.namespace, [keys.server])), None)
+        last = next(iter(read_peers(patient.channel, keys.namespace, [keys.seen])), None)
+        if server is not None:
+            yield _late(server) if server.is_late else ok(_progress(server))
+        elif last is not None:
+            yield fail(_last_seen(last), f"start it again; `ps -p {last.pid}` on {last.host}")
+        else:
+            yield fail(f"nobody serves {service}, nor did within the last days", "start it")
 
 
 def _nobody(patient: Patient) -> Finding:
@@ -57,8 +76,21 @@ def _nobody(patient: Patient) -> Finding:
     return info(f"nobody is there in namespace {namespace!r}")
 
 
+def _late(peer: Peer) -> Finding:
+    return fail(
+        f"{_who(peer)} has given no sign of life for {duration(peer.beat_s)}: it is stopped, "
+        "stuck or cut off",
+        f"on {peer.host}: `ps -o stat,etime,cmd -p {peer.pid}` (T: stopped, then "
+        f"`kill -CONT {peer.pid}`), else start it again",
+    )
+
+
+def _last_seen(peer: Peer) -> str:
+    return f"{peer.service} is gone: last seen {duration(peer.beat_s)} ago ({_where(peer)})"
+
+
 def _gone(peer: Peer, clients: list[Peer]) -> Finding:
-    found = f"{peer.service} is gone: last seen {duration(peer.beat_s)} ago ({_where(peer)})"
+    found = _last_seen(peer)
     if not clients:
         return info(found)
     names = ", ".join(client.name for client in clients[:5])
