@@ -222,6 +222,25 @@ def test_a_password_that_nobody_asked_for(own):
     found.names("password", "fail", "has no password, and one is given", "unset")
 
 
+def test_a_broker_with_too_many_clients(url):
+    with setting(url, "maxclients", 1):
+        found = Diagnosis(url)
+    found.names("password", "fail", "max number of clients", "raise maxclients")
+
+
+def test_a_broker_that_still_loads():
+    def answer(sock, stop):
+        while not stop.is_set():
+            with contextlib.suppress(TimeoutError):
+                if not sock.recv(1 << 16):
+                    return
+                sock.sendall(b"-LOADING Valkey is loading the dataset in memory\r\n")
+
+    with FakeServer(answer) as server:
+        found = Diagnosis(f"redis://127.0.0.1:{server.port}")
+    found.names("password", "fail", "loading the dataset", "wait, and run it again")
+
+
 # -- the server ------------------------------------------------------------------------------------
 
 
