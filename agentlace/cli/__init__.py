@@ -48,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:
+        if type(error).__name__ == "Abort":  # typer's, for a Ctrl-C
+            return INTERRUPTED
         if type(error).__name__ == "NoArgsIsHelpError":
             sys.stderr.write(f"{error}\n")
             return MISUSED
@@ -85,8 +87,6 @@ def _told(error: Exception) -> str:
         text, hint = error.format_message(), f"{_path(context)} --help"
     elif isinstance(error, (BrokerUnreachable, BrokerAuthFailed)):
         hint = "agentlace doctor looks for the reason, step by step"
-    elif type(error).__name__ == "Abort":
-        text = "aborted"
     elif not isinstance(error, (AgentlaceError, OSError)):
         text, hint = f"unforeseen {type(error).__name__}: {text}", _SEE_TRACEBACK
     lines = [f"agentlace: {_one_line(text)}", *([f"hint: {hint}"] if hint else [])]

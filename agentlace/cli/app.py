@@ -33,7 +33,7 @@ app.command("bench")(bench.bench)
 def common(
     debug: Annotated[
         bool,
-        typer.Option("--debug", envvar="AGENTLACE_DEBUG", help="Show tracebacks of errors."),
+        typer.Option("--debug", help="Show tracebacks of errors, as AGENTLACE_DEBUG=1 does."),
     ] = False,
 ) -> None:
     """Connect the nodes of a distributed agent through a Redis broker."""

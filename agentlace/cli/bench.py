@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Annotated
 
@@ -44,14 +46,23 @@ def bench(
     left out, and then the exit status is 1.
     """
     url = options.broker_url(broker, namespace)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it cleans up as well
-    with Bench(url, seconds / len(MEASURES)) as made:
+    with _interrupted_by_sigterm(), Bench(url, seconds / len(MEASURES)) as made:
         found = list(rows(made)) if as_json else _shown(url, made)
         if as_json:
             told = {"broker": str(url), "over": made.where(), "rows": [asdict(r) for r in found]}
             typer.echo(json.dumps(told, indent=2))
     if any(row.missing for row in found):
         raise typer.Exit(1)
+
+
+@contextlib.contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM be as a Ctrl-C, so that what was made is removed."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _shown(url: BrokerURL, made: Bench) -> list[Row]:
