@@ -63,8 +63,8 @@ def keys_of(channel: Channel, namespace: str, ending: str = "") -> list[str]:
 
 
 def namespaces(channel: Channel) -> list[str]:
-    """Return the namespaces in which a server is, or was within the last days, sorted."""
-    found = {key for each in channel.everywhere() for key in _scanned(each, "al:{*}:seen")}
+    """Return the namespaces in which a server is, sorted."""
+    found = {key for each in channel.everywhere() for key in _scanned(each, "al:{*}:server")}
     return sorted({key.removeprefix("al:{").partition(":")[0] for key in found})
 
 
