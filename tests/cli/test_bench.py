@@ -101,7 +101,7 @@ def test_a_user_without_the_rights(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_leaves_nothing(broker_url, keys, number):
     process = subprocess.Popen(
-        [sys.executable, "-m", "agentlace", "bench", "--seconds", "300"],
+        [sys.executable, "-m", "agentlace", "bench", "--seconds", "6"],
         env={**os.environ, "AGENTLACE_BROKER": broker_url, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
