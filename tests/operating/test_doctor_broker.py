@@ -155,7 +155,8 @@ def test_a_network_that_swallows_everything(monkeypatch):
 # -- TLS -------------------------------------------------------------------------------------------
 
 
-def test_tls_against_plain(own):
+def test_tls_against_plain(own, monkeypatch):
+    monkeypatch.setattr("agentlace.operating.doctor.reach.TIMEOUT_S", 0.5)
     found = Diagnosis(f"rediss://127.0.0.1:{own.settings.port}")
     found.names("TLS", "fail", "does not speak TLS", "use redis://")
     assert found.bad() == ["TLS"]
@@ -187,7 +188,7 @@ def test_a_client_certificate_that_is_missing(tls, lab):
 def test_a_certificate_that_expires_soon_and_one_that_is_not_checked(tls, lab, namespace):
     port = tls().port
     found = Diagnosis(f"rediss://127.0.0.1:{port}?ca_file={lab.ca}&ns={namespace}")
-    found.names("TLS", "warn", "expires in 1 days", "--renew")
+    found.names("TLS", "warn", "expires in 24 h", "--renew")
     assert found.bad() == ["TLS"]
     found = Diagnosis(f"rediss://127.0.0.1:{port}?verify=none&ns={namespace}")
     found.names("TLS", "warn", "checks nothing", "AGENTLACE_CA_FILE")

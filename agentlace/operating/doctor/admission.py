@@ -10,13 +10,14 @@ from agentlace.errors import BrokerAuthFailed, BrokerUnreachable, TlsFailed
 from agentlace.operating.doctor.findings import Finding, fail, of_error, ok, skip, warn
 from agentlace.operating.doctor.patient import Patient
 from agentlace.operating.doctor.reach import name_of, opened
+from agentlace.operating.words import duration
 from agentlace.transport import tls
 from agentlace.transport.connection import Refused
 from agentlace.transport.link import Address
 
 GREETING_BYTES = 64
-EXPIRES_SOON_D = 14
-"""A certificate that is valid for fewer days is worth a warning."""
+EXPIRES_SOON_S = 14 * 24 * 3600
+"""A certificate that expires sooner is worth a warning."""
 _REDIS = b"+-"
 """What every answer to a PING begins with."""
 
@@ -77,11 +78,11 @@ def _certified(sock: ssl.SSLSocket, server: Address, is_checked: bool) -> Findin
         todo = "point AGENTLACE_CA_FILE at the broker's ca.crt, and take verify=none away"
         return warn(f"{said}, whoever that is: verify=none checks nothing", todo)
     until = ssl.cert_time_to_seconds(str((sock.getpeercert() or {}).get("notAfter")))
-    days = (until - time.time()) / 86_400
-    if days < EXPIRES_SOON_D:
+    left_s = until - time.time()
+    if left_s < EXPIRES_SOON_S:
         todo = "renew it there: agentlace broker init DIR --renew"
-        return warn(f"{said}; its certificate expires in {days:.0f} days", todo)
-    return ok(f"{said}; its certificate is valid for {days:.0f} more days")
+        return warn(f"{said}; its certificate expires in {duration(left_s)}", todo)
+    return ok(f"{said}; its certificate is valid for another {duration(left_s)}")
 
 
 def _greeting(patient: Patient, server: Address) -> bytes | None:

@@ -95,7 +95,7 @@ def _gone(peer: Peer, clients: list[Peer]) -> Finding:
         return info(found)
     names = ", ".join(client.name for client in clients[:5])
     todo = f"start it again; on {peer.host}, `ps -p {peer.pid}` says whether it hangs"
-    return fail(f"{found}, and {len(clients)} wait for it: {names}", todo)
+    return fail(f"{found}, and its clients are still there: {names}", todo)
 
 
 def _unserved(patient: Patient, there: list[Peer]) -> Iterator[Finding]:
