@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from agentlace._version import __version__
 from agentlace.cli import (
+    bench,
     broker,
     consumers,
     dashboard,
     demos,
+    doctor,
     metrics,
     rlds,
     services,
@@ -17,11 +21,17 @@ from agentlace.cli import (
     tail,
 )
 
+EPILOG = (
+    "Exit status: 0 all is well; 1 it failed, or something is wrong; 2 the command line is wrong; "
+    "3 rlds export: not all that was sent is in the dataset; 130 ended by Ctrl-C."
+)
+
 app = typer.Typer(
     help="Connect the nodes of a distributed agent through a Redis broker.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
+    epilog=EPILOG,
 )
 app.add_typer(broker.app, name="broker")
 app.add_typer(consumers.app, name="consumers")
@@ -32,6 +42,18 @@ app.add_typer(services.app, name="services")
 app.command("status")(status.status)
 app.add_typer(tail.app, name="tail")
 app.command("dashboard")(dashboard.dashboard)
+app.command("doctor")(doctor.doctor)
+app.command("bench")(bench.bench)
+
+
+@app.callback()
+def common(
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", help="Show tracebacks of errors, as AGENTLACE_DEBUG=1 does."),
+    ] = False,
+) -> None:
+    """Connect the nodes of a distributed agent through a Redis broker."""
 
 
 @app.command("version")

@@ -14,6 +14,7 @@ from agentlace.cli import options
 from agentlace.cli.options import BrokerOption, JsonOption, NamespaceOption
 from agentlace.config import BrokerURL
 from agentlace.errors import AgentlaceError
+from agentlace.operating.words import duration
 from agentlace.transport import lag
 from agentlace.transport.connection import Channel
 from agentlace.transport.keys import StoreKeys
@@ -103,19 +104,9 @@ def _print_table(states: list[ConsumerState]) -> None:
         table.add_column(title, justify="right", overflow="fold")
     for state in states:
         where = f"{state.host} pid {state.pid}" if state.pid else "?"
-        alive = "alive" if state.is_alive else f"silent for {_seconds(state.seen_s)}"
+        alive = "alive" if state.is_alive else f"silent for {duration(state.seen_s)}"
         table.add_row(
             *(state.service, state.store, state.name, where),
-            *(f"{state.behind:,}", f"{_seconds(state.progress_s)} ago", alive),
+            *(f"{state.behind:,}", f"{duration(state.progress_s)} ago", alive),
         )
     Console(width=None if sys.stdout.isatty() else PIPED_WIDTH).print(table)
-
-
-def _seconds(seconds: float | None) -> str:
-    """Return a duration as people say it; days where nothing is known any more."""
-    if seconds is None:
-        return "days"
-    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(seconds, 0.0):.0f} s"

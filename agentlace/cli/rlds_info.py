@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from agentlace.cli.options import JsonOption
+
 if TYPE_CHECKING:
     from agentlace.rlds.summary import Summary
 
 
 def info(
     directory: Annotated[Path, typer.Argument(metavar="DIR", show_default=False)],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
     plot: Annotated[
         Path | None,
         typer.Option(metavar="FILE.png", help="Draw lengths, returns, endings and some frames."),

@@ -9,7 +9,7 @@ from agentlace.transport.connection import Channel
 from agentlace.transport.keys import StoreKeys
 from agentlace.transport.lag import ConsumerState, consumer_states, service_of
 from agentlace.transport.resp import ErrorReply
-from agentlace.transport.streams import Retention, StreamId, names_in
+from agentlace.transport.streams import START, Retention, StreamId, names_in
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class StreamState:
         nbytes: what it takes of the broker's memory, estimated by the broker.
         newest: position of its newest entry.
         has_left: whether its actor has said goodbye.
+        oldest: position of its oldest entry.
     """
 
     actor: str
@@ -29,6 +30,18 @@ class StreamState:
     nbytes: int
     newest: StreamId
     has_left: bool
+    oldest: StreamId = START
+
+    @property
+    def held(self) -> int:
+        """About how many transitions are in it.
+
+        What the oldest entry holds is not told: it counts as much as the others on average.
+        """
+        if self.chunks < 2 or self.oldest.incarnation != self.newest.incarnation:
+            return self.newest.number if self.chunks else 0
+        rows = self.newest.number - self.oldest.number
+        return round(rows * self.chunks / (self.chunks - 1))
 
 
 @dataclass(frozen=True)
@@ -61,6 +74,17 @@ class StoreState:
         """Transitions that the slowest consumer has not applied yet; 0 without consumers."""
         return max((consumer.behind for consumer in self.consumers), default=0)
 
+    @property
+    def unread_bytes(self) -> float:
+        """About how many bytes the slowest consumer has not applied; all without consumers.
+
+        What everybody has read stays in the streams until its room is needed.
+        """
+        held = sum(stream.held for stream in self.streams)
+        if not held:
+            return 0.0
+        return self.nbytes * (min(1.0, self.behind / held) if self.consumers else 1.0)
+
 
 def store_state(channel: Channel, keys: StoreKeys, told: Any) -> StoreState:
     """Return how a store stands.
@@ -89,5 +113,6 @@ def _stream(channel: Channel, keys: StoreKeys, actor: str, has_left: bool) -> St
         return StreamState(actor, 0, 0, StreamId(0, 0), has_left)
     fields = dict(zip(info[::2], info[1::2], strict=True))
     used = nbytes if isinstance(nbytes, int) else 0
-    newest = StreamId.parse(fields[b"last-generated-id"])
-    return StreamState(actor, int(fields[b"length"]), used, newest, has_left)
+    newest, first = StreamId.parse(fields[b"last-generated-id"]), fields[b"first-entry"]
+    oldest = StreamId.parse(first[0]) if first else newest
+    return StreamState(actor, int(fields[b"length"]), used, newest, has_left, oldest)

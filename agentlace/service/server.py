@@ -120,7 +120,11 @@ class Server:
             *(broker, self._keys.server, info, self._keys.seen),
             *(self._on_beat, self._on_replaced, self.telemetry),
         )
-        life.acquire(self.exclusive)
+        try:
+            life.acquire(self.exclusive)
+        except BaseException:
+            life.stop()
+            raise
         self._presence = life
         self._requests = RequestServer(broker, self._keys, self._handle, info["token"])
         self._start_workers(broker)

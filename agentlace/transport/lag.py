@@ -62,6 +62,12 @@ def keys_of(channel: Channel, namespace: str, ending: str = "") -> list[str]:
     return sorted({key for each in channel.everywhere() for key in _scanned(each, pattern)})
 
 
+def namespaces(channel: Channel) -> list[str]:
+    """Return the namespaces in which a server is, sorted."""
+    found = {key for each in channel.everywhere() for key in _scanned(each, "al:{*}:server")}
+    return sorted({key.removeprefix("al:{").partition(":")[0] for key in found})
+
+
 def _scanned(channel: Channel, pattern: str) -> Iterator[str]:
     cursor = b"0"
     while True:

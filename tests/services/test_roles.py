@@ -66,6 +66,16 @@ def trainer_client(url, store=None, name="arm", **kwargs):
 # -- the whole job ---------------------------------------------------------------------------------
 
 
+def test_a_server_that_is_refused_leaves_no_connection(lab, at):
+    server = TrainerServer(TRAINER, broker=at("observer"))
+    with pytest.raises(BrokerAuthFailed, match=NO) as refused:  # and keep what it refers to
+        server.start(threaded=True)
+    assert refused.tb is not None
+    with lab.channel("admin") as channel:
+        wait_until(lambda: b"user=observer" not in bytes(channel.call("CLIENT", "LIST")))
+    assert not server.is_running
+
+
 def test_actor_and_learner(lab, at, running, nothing_refused, namespace):
     there, here = QueuedDataStore(1000), QueuedDataStore(1000)
     server = running(
