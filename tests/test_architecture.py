@@ -22,6 +22,7 @@ LAYERS = {
     "files": 0,
     "image_codecs": 0,
     "telemetry": 0,
+    "forks": 1,
     "config": 1,
     "codec": 1,
     "rlds": 2,

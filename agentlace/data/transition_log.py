@@ -14,6 +14,7 @@ from agentlace.data.columns import map_leaves
 from agentlace.data.data_store import Refusals
 from agentlace.data.ends import ending_of
 from agentlace.data.rlds_writer import RLDSWriter, StepType
+from agentlace.forks import freed_by_fork
 from agentlace.rlds.episode import Ending
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class TransitionLog:
         self._logger = logger
         self._waiting: dict[Hashable, list[tuple[Mapping[str, Any], Ending | None]]] = {}
         self._begins = True
-        self._lock = RLock()
+        self._lock = freed_by_fork(RLock())
         self._in_chunk = False
 
     def add(self, row: Any, ends: bool = False) -> None:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from agentlace.codec.images import load_cv2
 from agentlace.errors import Closed, DecodeError, StoreFull
+from agentlace.forks import check_process, process_number
 from agentlace.rlds.episode import Episode
 from agentlace.rlds.features import Features
 from agentlace.rlds.folder import Folder, is_full, saying_when_full
@@ -111,6 +112,7 @@ class DatasetWriter:
             raise
         self._pending: list[tuple[bytes, int]] = []
         self._lock = Lock()
+        self._made_in = process_number()
         self._threads = ThreadPoolExecutor(threads or os.cpu_count(), "agentlace-rlds-encode")
         self._joiner = Joiner(
             self._folder, self._lock, self._state, self._adopt, target, join_after
@@ -276,7 +278,7 @@ class DatasetWriter:
 
     def close(self) -> None:
         """Let another process write. What was not committed is dropped, with a warning."""
-        if self._closed:
+        if self._closed or self._made_in != process_number():
             return
         self._closed = True
         if self._pending:
@@ -291,6 +293,7 @@ class DatasetWriter:
         self._held.close()
 
     def _check_open(self) -> None:
+        check_process(self._made_in, f"the writer of the dataset {self.directory}")
         if self._closed:
             raise Closed(f"the dataset {self.directory} is closed")
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from agentlace.data.columns import map_leaves
 from agentlace.errors import AgentlaceError, Closed, SchemaMismatch, UnknownRequest
+from agentlace.forks import check_process, process_number
 from agentlace.inference import InferenceClient
 from agentlace.robot.blend import Blend, Latest
 from agentlace.robot.plan import ActionPlan
@@ -87,6 +88,7 @@ class ChunkedPolicyClient:
             self._free.put(line)
         self._pool = ThreadPoolExecutor(max_in_flight, thread_name_prefix=f"ask {name}")
         self._is_closed = False
+        self._made_in = process_number()
         self._refrain = Refrain()
         self._last: Any = None
         self.ticks = 0
@@ -127,6 +129,7 @@ class ChunkedPolicyClient:
         Raises:
             Closed: after :meth:`stop`.
         """
+        check_process(self._made_in, f"this client of policy {self._name!r}")
         if self._is_closed:
             raise Closed("this policy client was stopped")
         if self._plan.end is None:
@@ -192,6 +195,8 @@ class ChunkedPolicyClient:
     def stop(self) -> None:
         """Stop asking; requests under way are given up. Idempotent."""
         self._is_closed = True
+        if self._made_in != process_number():
+            return
         self._pool.shutdown(wait=False, cancel_futures=True)
         for line in self._lines:
             line.close()

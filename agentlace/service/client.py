@@ -24,6 +24,7 @@ from agentlace.errors import (
     RequestTimeout,
     StoreFull,
 )
+from agentlace.forks import check_process, process_number
 from agentlace.service.running import running
 from agentlace.service.server import AnyConfig
 from agentlace.telemetry import Sample, Telemetry
@@ -79,6 +80,7 @@ class Client:
         self._description = described(config)
         self._broker = Broker(self._url, self._keys.prefix)
         self._server: presence.Info | None = None
+        self._made_in = process_number()
         self._log = logging.getLogger(f"agentlace.{kind}")
         self._stopping = threading.Event()
         self._refrain = Refrain()
@@ -171,9 +173,10 @@ class Client:
         """Raise what forbids the use of this client.
 
         Raises:
-            Closed: it was stopped.
+            Closed: it was stopped, or made by the parent of this process.
             ConfigMismatch: the server was restarted with another config.
         """
+        check_process(self._made_in, f"this client of {self._keys.name}")
         if self._stopping.is_set():
             raise Closed(f"this client of {self._keys.name} was stopped")
         if self._mismatch is not None:
@@ -211,8 +214,15 @@ class Client:
             pass
         return error
 
+    @property
+    def _is_inherited(self) -> bool:
+        """Whether it was made by the parent of this process: then there is nothing to stop."""
+        return self._made_in != process_number()
+
     def stop(self) -> None:
         """Stop and say goodbye. Idempotent; a call that is waiting ends with Closed."""
+        if self._is_inherited:
+            return
         self._stopping.set()
         running.discard(self)
         self._requests.close()

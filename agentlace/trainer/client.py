@@ -305,7 +305,7 @@ class TrainerClient(NetworkClient, EpisodeMarks):
         In order: the asynchronous update sends once more, what is unconfirmed is sent, networks
         are no longer received, the streams are given free as soon as the trainer has read them.
         """
-        if self._stopping.is_set():
+        if self._stopping.is_set() or self._is_inherited:
             return
         self._async_update.stop(GOODBYE_TIMEOUT_S)
         self._end_held()
