@@ -226,6 +226,14 @@ class TrainerSMInterface(Pausable):
     def stop(self) -> None:
         """Do nothing: there is nothing to stop."""
 
+    def __enter__(self) -> TrainerSMInterface:
+        """Return it."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop."""
+        self.stop()
+
     def update(self) -> bool:
         """Do nothing: the store is shared."""
         return True
