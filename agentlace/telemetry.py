@@ -18,6 +18,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from agentlace.forks import freed_by_fork
+from agentlace.logs import Refrain, about
+
 log = logging.getLogger(__name__)
 
 SAMPLES_MAX = 256
@@ -113,6 +116,7 @@ class _Waits:
 
 
 _WAITS = _Waits()
+freed_by_fork(_WAITS.lock)
 
 
 @contextlib.contextmanager
@@ -143,7 +147,7 @@ class Telemetry:
 
     def __init__(self, role: str) -> None:
         self.role = role
-        self._lock = threading.Lock()
+        self._lock = freed_by_fork(threading.Lock())
         self._sources: list[Source] = []
         self._reported: dict[str, float] = {}
         self._callbacks: list[ReportCallback] = []
@@ -151,6 +155,7 @@ class Telemetry:
         self._counted = 0.0
         self._moved_s = time.monotonic()
         self._has_warned = False
+        self._refrain = Refrain()
 
     def collect(self, source: Source) -> None:
         """Read samples from here at each heartbeat, on its thread; must not block."""
@@ -192,8 +197,11 @@ class Telemetry:
         for source in sources:
             try:
                 found += source()
-            except Exception:  # a number that cannot be told must not end a heartbeat
-                log.exception("numbers of a node could not be read")
+            except Exception as error:  # a number that cannot be told must not end a heartbeat
+                text = "numbers of a node could not be read"
+                self._refrain.say(
+                    log.exception, (text, type(error)), text, extra=about(error=error)
+                )
         return found
 
     def waits(self) -> list[str]:
@@ -204,8 +212,11 @@ class Telemetry:
         for _, since_s, describe in sorted(mine, key=lambda wait: wait[1]):
             try:
                 text = describe()
-            except Exception:
-                log.exception("what a node waits for could not be told")
+            except Exception as error:
+                text = "what a node waits for could not be told"
+                self._refrain.say(
+                    log.exception, (text, type(error)), text, extra=about(error=error)
+                )
                 continue
             if text:
                 found.append(f"{text} (for {time.monotonic() - since_s:.0f} s)"[:TEXT_CHARS])

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from agentlace.errors import Closed
+from agentlace.logs import about
 
 log = logging.getLogger("agentlace.action")
 
@@ -36,6 +37,7 @@ class Watchdog:
         self._is_ended = True
         self._silent_since_s = 0.0
         self._thread: threading.Thread | None = None
+        self._refrain = Refrain()
         self.calls = 0
 
     def start(self) -> None:
@@ -70,9 +72,11 @@ class Watchdog:
         while self._waited():
             try:
                 self._callback()
-                log.warning("no action for %.0f ms: the watchdog called", self._timeout_s * 1000)
-            except Exception:
-                log.exception("the callback of the action watchdog raised")
+                text = "no action for %.0f ms: the watchdog called"
+                log.warning(text, self._timeout_s * 1000, extra=about())
+            except Exception as error:
+                text = "the callback of the action watchdog raised"
+                self._refrain.say(log.exception, error, text, extra=about(error=error))
             with self._changed:
                 self.calls += 1
                 self._is_calling = False

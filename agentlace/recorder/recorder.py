@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import threading
 import time
@@ -29,8 +28,6 @@ from agentlace.transport.identity import describe
 from agentlace.transport.keys import ServiceKeys
 from agentlace.transport.lag import forget as forget_consumer
 from agentlace.transport.streams import StreamId
-
-log = logging.getLogger(__name__)
 
 ROLE = "recorder"
 TICK_S = 0.1

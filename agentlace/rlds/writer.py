@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from agentlace.codec.images import load_cv2
 from agentlace.errors import Closed, DecodeError, StoreFull
 from agentlace.forks import check_process, process_number
+from agentlace.logs import about
 from agentlace.rlds.episode import Episode
 from agentlace.rlds.features import Features
 from agentlace.rlds.folder import Folder, is_full, saying_when_full
@@ -286,6 +287,7 @@ class DatasetWriter:
                 "%s is closed: %d episodes that were not committed are dropped",
                 self.directory,
                 len(self._pending),
+                extra=about(path=str(self.directory)),
             )
         self._joiner.stop()
         self._threads.shutdown()

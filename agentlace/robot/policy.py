@@ -16,10 +16,10 @@ from agentlace.data.columns import map_leaves
 from agentlace.errors import AgentlaceError, Closed, SchemaMismatch, UnknownRequest
 from agentlace.forks import check_process, process_number
 from agentlace.inference import InferenceClient
+from agentlace.logs import Refrain, about
 from agentlace.robot.blend import Blend, Latest
 from agentlace.robot.plan import ActionPlan
 from agentlace.robot.schedule import Schedule
-from agentlace.transport.backoff import Refrain
 from agentlace.transport.requests import RequestClient
 
 log = logging.getLogger(__name__)
@@ -162,8 +162,8 @@ class ChunkedPolicyClient:
             self.last_error = None
         except AgentlaceError as error:
             self.last_error = error
-            if not self._is_closed and self._refrain.is_due(error):
-                log.warning("no actions from %r: %s%s", self._name, error, self._refrain.note())
+            if not self._is_closed:
+                self._warn(error)
         finally:
             self._free.put(line)
             with self._lock:
@@ -177,8 +177,11 @@ class ChunkedPolicyClient:
                 self._plan.add(tick, actions)
         except SchemaMismatch as error:
             self.last_error = error
-            if self._refrain.is_due(error):
-                log.error("no actions from %r: %s%s", self._name, error, self._refrain.note())
+            self._warn(error)
+
+    def _warn(self, error: AgentlaceError) -> None:
+        text, fields = "no actions from %r: %s", about(self._client.labels, error=error)
+        self._refrain.say(log.warning, error, text, self._name, error, extra=fields)
 
     def _patience_s(self) -> float:
         """Return for how long to wait for an answer."""

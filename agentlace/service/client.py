@@ -25,11 +25,11 @@ from agentlace.errors import (
     StoreFull,
 )
 from agentlace.forks import check_process, process_number
+from agentlace.logs import Refrain, about
 from agentlace.service.running import running
 from agentlace.service.server import AnyConfig
 from agentlace.telemetry import Sample, Telemetry
 from agentlace.transport import presence
-from agentlace.transport.backoff import Refrain
 from agentlace.transport.connection import Broker, Channel
 from agentlace.transport.identity import describe
 from agentlace.transport.keys import ServiceKeys
@@ -129,7 +129,7 @@ class Client:
                 if not wait_for_server and time.monotonic() > deadline:
                     raise error
                 if time.monotonic() > next_log:
-                    self._log.warning("waiting: %s", error)
+                    self._log.warning("waiting: %s", error, extra=self._about(error))
                     next_log = time.monotonic() + WAIT_LOG_S
                 self._stopping.wait(WAIT_POLL_S)
         self._presence.acquire(exclusive=False)
@@ -157,15 +157,16 @@ class Client:
         ):
             self._mismatch = self._mismatch_with(self._server)
         if before is not None and self._server is None:
-            self._log.warning("server %s is gone", self._keys.name)
+            self._log.warning("server %s is gone", self._keys.name, extra=self._about())
         elif before is None and self._server is not None:
-            self._log.warning("server %s is there", self._keys.name)
+            self._log.warning("server %s is there", self._keys.name, extra=self._about())
 
     def _mismatch_with(self, server: presence.Info) -> ConfigMismatch | None:
         try:
             check_same(self._description, server.get("config", {}))
         except ConfigMismatch as error:
-            self._log.error("server %s was restarted: %s", self._keys.name, error)
+            text = "server %s was restarted: %s"
+            self._log.error(text, self._keys.name, error, extra=self._about(error))
             return error
         return None
 
@@ -184,8 +185,16 @@ class Client:
 
     def _warn(self, text: str, error: AgentlaceError) -> None:
         """Log why a call gave None or False, but not with every call of a control loop."""
-        if self._refrain.is_due(error):
-            self._log.warning("%s%s%s", text, error, self._refrain.note())
+        write = self._log.warning
+        self._refrain.say(write, error, "%s%s", text, error, extra=self._about(error))
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Return what a log's fields say of the service."""
+        return self._keys.labels
+
+    def _about(self, error: AgentlaceError | None = None) -> dict[str, Any]:
+        return about(self._keys.labels, error=error)
 
     def _softly(self, call: Callable[..., T], *args: Any) -> T | None:
         """Return the call's result; None for one of SOFT_ERRORS, unless strict."""

@@ -20,6 +20,7 @@ from agentlace.errors import (
     RequestTimeout,
     UnknownRequest,
 )
+from agentlace.logs import Refrain, about
 from agentlace.telemetry import Sample
 from agentlace.trainer.async_update import FALSE_ERRORS, AsyncUpdate
 from agentlace.trainer.episodes import EpisodeMarks
@@ -28,13 +29,10 @@ from agentlace.trainer.outbox import Outbox
 from agentlace.trainer.request_settings import RequestSettings
 from agentlace.trainer.stores import CONSUMER
 from agentlace.transport import presence
-from agentlace.transport.backoff import Refrain
 from agentlace.transport.connection import Channel
 from agentlace.transport.producer import Producer
 from agentlace.transport.streams import Retention
 from agentlace.transport.weights_receiver import WeightsReceiver
-
-log = logging.getLogger(__name__)
 
 CONFIRM_POLL_S = 0.002
 GOODBYE_TIMEOUT_S = 1.0
@@ -175,9 +173,9 @@ class TrainerClient(NetworkClient, EpisodeMarks):
             self.last_error = error
             if self.strict:
                 raise
-            if self._refrains[name].is_due(error):
-                note = self._refrains[name].note()
-                self._log.warning("update of store %r: %s%s", name, error, note)
+            write, fields = self._log.warning, about(self.labels, store=name, error=error)
+            text = "update of store %r: %s"
+            self._refrains[name].say(write, error, text, name, error, extra=fields)
         return self.last_error
 
     def _send(self, name: str, from_id: Any, confirm: bool, permit: Callable[[], None]) -> None:
@@ -225,7 +223,7 @@ class TrainerClient(NetworkClient, EpisodeMarks):
             return self._softly(read)
         except UnknownRequest as error:
             self.last_error = error
-            self._log.warning("%s", error)
+            self._warn("", error)
             return None
 
     def start_async_update(self, interval: float = 10) -> None:
@@ -253,7 +251,7 @@ class TrainerClient(NetworkClient, EpisodeMarks):
             self.last_error = UnknownRequest(
                 f"unknown request type {type!r}; the config has {self.config.request_types}"
             )
-            self._log.warning("%s", self.last_error)
+            self._warn("", self.last_error)
             return None
 
         def call() -> Any:

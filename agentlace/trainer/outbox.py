@@ -12,6 +12,7 @@ from typing import Any
 from agentlace import codec
 from agentlace.data.data_store import Taken, take_after
 from agentlace.errors import AgentlaceError, EncodeError
+from agentlace.logs import Refrain, about
 from agentlace.telemetry import Sample
 from agentlace.transport.connection import Channel
 from agentlace.transport.producer import Producer
@@ -46,6 +47,7 @@ class Outbox:
         self.producer = producer
         self.holds = holds
         self.lost = 0
+        self._refrain = Refrain()
         self.episodes = 0
         self.begun_at: int | None = None
         self._position: Any = -1
@@ -181,13 +183,16 @@ class Outbox:
     def _note_lost(self, count: int, how: str) -> None:
         if count:
             self.lost += count
-            log.warning(
+            self._refrain.say(
+                log.warning,
+                how,
                 "store %r: %d transitions %s (%d so far): call update() more often or give the "
                 "store more capacity",
                 self.name,
                 count,
                 how,
                 self.lost,
+                extra=about(store=self.name),
             )
 
     def _remember(self, number: int, row_id: Any) -> None:

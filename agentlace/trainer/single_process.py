@@ -12,6 +12,7 @@ from typing import Any
 
 from agentlace.codec import Signature
 from agentlace.errors import SchemaMismatch
+from agentlace.logs import Refrain, about
 from agentlace.trainer.checkpointer import Source
 from agentlace.trainer.checkpoints import Checkpoints, Networks
 from agentlace.trainer.manifest import Positions, SavedStore
@@ -67,6 +68,7 @@ class TrainerSMInterface(Pausable):
         self._is_delivering = False
         self._pause = PauseState()
         self._pauses = 0
+        self._refrain = Refrain()
 
     def _pause_state(self) -> PauseState:
         return self._pause
@@ -115,8 +117,9 @@ class TrainerSMInterface(Pausable):
             try:
                 if self._fits(tree, number):
                     callback(tree)
-            except Exception:
-                log.exception("the callback for network %d raised", number)
+            except Exception as error:
+                text, fields = "the callback for network %d raised", about(error=error)
+                self._refrain.say(log.exception, error, text, number, extra=fields)
             finally:
                 with self._lock:
                     self._is_delivering = False
@@ -127,7 +130,8 @@ class TrainerSMInterface(Pausable):
                 self._check(tree)
         except SchemaMismatch as error:
             self._refusal = error
-            log.error("network %d is refused, the one before it stays: %s", number, error)
+            text = "network %d is refused, the one before it stays: %s"
+            self._refrain.say(log.error, error, text, number, error, extra=about(error=error))
             return False
         self._refusal, self._delivered = None, number
         return True
