@@ -180,7 +180,7 @@ class ChunkedPolicyClient:
             self._warn(error)
 
     def _warn(self, error: AgentlaceError) -> None:
-        text, fields = "no actions from %r: %s", about(self._client.labels, error=error)
+        text, fields = "no actions from %r: %s", about(peer=self._name, error=error)
         self._refrain.say(log.warning, error, text, self._name, error, extra=fields)
 
     def _patience_s(self) -> float:

@@ -188,11 +188,6 @@ class Client:
         write = self._log.warning
         self._refrain.say(write, error, "%s%s", text, error, extra=self._about(error))
 
-    @property
-    def labels(self) -> dict[str, str]:
-        """Return what a log's fields say of the service."""
-        return self._keys.labels
-
     def _about(self, error: AgentlaceError | None = None) -> dict[str, Any]:
         return about(self._keys.labels, error=error)
 

@@ -173,7 +173,7 @@ class TrainerClient(NetworkClient, EpisodeMarks):
             self.last_error = error
             if self.strict:
                 raise
-            write, fields = self._log.warning, about(self.labels, store=name, error=error)
+            write, fields = self._log.warning, about(self._keys.store(name).labels, error=error)
             text = "update of store %r: %s"
             self._refrains[name].say(write, error, text, name, error, extra=fields)
         return self.last_error

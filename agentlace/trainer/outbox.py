@@ -12,7 +12,7 @@ from typing import Any
 from agentlace import codec
 from agentlace.data.data_store import Taken, take_after
 from agentlace.errors import AgentlaceError, EncodeError
-from agentlace.logs import Refrain, about
+from agentlace.logs import about
 from agentlace.telemetry import Sample
 from agentlace.transport.connection import Channel
 from agentlace.transport.producer import Producer
@@ -47,7 +47,6 @@ class Outbox:
         self.producer = producer
         self.holds = holds
         self.lost = 0
-        self._refrain = Refrain()
         self.episodes = 0
         self.begun_at: int | None = None
         self._position: Any = -1
@@ -183,9 +182,7 @@ class Outbox:
     def _note_lost(self, count: int, how: str) -> None:
         if count:
             self.lost += count
-            self._refrain.say(
-                log.warning,
-                how,
+            log.warning(
                 "store %r: %d transitions %s (%d so far): call update() more often or give the "
                 "store more capacity",
                 self.name,
