@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from agentlace.errors import Closed
-from agentlace.logs import about
+from agentlace.logs import Refrain, about
 
 log = logging.getLogger("agentlace.action")
 
