@@ -22,7 +22,7 @@ from agentlace.logs import about
 from agentlace.transport import presence
 from agentlace.transport.keys import HEARTBEAT_S, LEASE_MS
 
-log = logging.getLogger("agentlace.action")
+log = logging.getLogger(__name__)
 
 RETRY_S = 0.1
 LOG_S = 5.0

@@ -19,7 +19,7 @@ from agentlace.transport.connection import Channel
 from agentlace.transport.identity import is_dead
 from agentlace.transport.keys import ServiceKeys
 
-log = logging.getLogger("agentlace.action")
+log = logging.getLogger(__name__)
 
 CONTROL = "control"
 """The kind of request, and the field of a server's presence."""

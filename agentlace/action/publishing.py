@@ -20,7 +20,7 @@ from agentlace.telemetry import Sample
 from agentlace.transport.broadcast import BroadcastPublisher
 from agentlace.transport.connection import Broker
 
-log = logging.getLogger("agentlace.action")
+log = logging.getLogger(__name__)
 
 LOCK_SLICE_S = 0.1
 

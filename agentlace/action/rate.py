@@ -10,7 +10,7 @@ from typing import Any
 
 from agentlace.logs import Refrain, about
 
-log = logging.getLogger("agentlace.action")
+log = logging.getLogger(__name__)
 
 JOIN_TIMEOUT_S = 5.0
 

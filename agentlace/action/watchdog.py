@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable
 
 from agentlace.errors import Closed
-from agentlace.logs import Refrain, about
+from agentlace.logs import about
 
-log = logging.getLogger("agentlace.action")
+log = logging.getLogger(__name__)
 
 JOIN_TIMEOUT_S = 5.0
 
@@ -37,7 +37,6 @@ class Watchdog:
         self._is_ended = True
         self._silent_since_s = 0.0
         self._thread: threading.Thread | None = None
-        self._refrain = Refrain()
         self.calls = 0
 
     def start(self) -> None:
@@ -75,8 +74,9 @@ class Watchdog:
                 text = "no action for %.0f ms: the watchdog called"
                 log.warning(text, self._timeout_s * 1000, extra=about())
             except Exception as error:
-                text = "the callback of the action watchdog raised"
-                self._refrain.say(log.exception, error, text, extra=about(error=error))
+                log.exception(
+                    "the callback of the action watchdog raised", extra=about(error=error)
+                )
             with self._changed:
                 self.calls += 1
                 self._is_calling = False
