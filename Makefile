@@ -27,8 +27,14 @@ ifeq ($(shell "$(BIN)/python" -c 'import sys; print("%d.%d" % sys.version_info[:
 .PHONY: $(STAMP)
 endif
 
+# What programs use; `agentlace` brings in `agentlace.data`.
+API := agentlace agentlace.config agentlace.data.demos agentlace.data.jaxrl_data_store \
+	agentlace.data.rlds_writer agentlace.data.tfds agentlace.errors agentlace.gym_env \
+	agentlace.logs agentlace.recorder agentlace.rlds agentlace.robot agentlace.trainer \
+	agentlace.transport.embedded agentlace.transport.streams agentlace.vector_env
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz lint chaos bench lerobot constraints clean python
+.PHONY: help demo test fuzz lint docs wheels chaos bench lerobot constraints clean python
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -46,6 +52,14 @@ lint: $(STAMP) ## Check style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(STAMP) ## Write the API reference into build/api
+	@rm -rf build/api
+	@$(BIN)/python -W error -m pdoc --docformat google --no-show-source --output-directory build/api $(API)
+	@echo "==> build/api/index.html"
+
+wheels: $(STAMP) ## Build sdist and wheel, and use the wheel on Python 3.10 and 3.13
+	@$(BIN)/python .ci/wheels.py
 
 chaos: $(STAMP) ## Kill, freeze, cut off and fill a whole system, for long (CHAOS=5: so many schedules)
 	@AGENTLACE_CHAOS_SCHEDULES=$(CHAOS) AGENTLACE_CHAOS_STEPS=20 $(BIN)/python -m pytest tests/chaos -s

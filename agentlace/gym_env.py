@@ -57,6 +57,11 @@ class GymEnvServerWrapper(gym.Wrapper):
         """Stop serving; the environment stays open."""
         self._server.stop()
 
+    def close(self) -> None:
+        """Stop serving and close the environment. Leaving a ``with`` block does so too."""
+        self.stop()
+        super().close()
+
     def _observe(self, keys: set[str]) -> dict[str, Any]:
         return {
             "observation_space": self.env.observation_space,

@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from agentlace.forks import freed_by_fork
+from agentlace.logs import Refrain, about
 from agentlace.waits import TEXT_CHARS, WaitSource, told_waits
 
 log = logging.getLogger(__name__)
@@ -108,7 +110,7 @@ ReportCallback = Callable[[dict[str, float], "int | None"], object]
 
 
 _running: weakref.WeakSet[Telemetry] = weakref.WeakSet()
-_running_lock = threading.Lock()
+_running_lock = freed_by_fork(threading.Lock())
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_running.clear)  # they are the parent's
@@ -134,7 +136,7 @@ class Telemetry:
         self.role = role
         self.service = service
         self.node = node
-        self._lock = threading.Lock()
+        self._lock = freed_by_fork(threading.Lock())
         self._sources: list[Source] = []
         self._wait_sources: list[WaitSource] = []
         self._reported: dict[str, float] = {}
@@ -143,6 +145,7 @@ class Telemetry:
         self._counted = 0.0
         self._moved_s = time.monotonic()
         self._has_warned = False
+        self._refrain = Refrain()
 
     def begin(self) -> None:
         """Count this node among those that run in this process."""
@@ -199,8 +202,11 @@ class Telemetry:
         for source in sources:
             try:
                 found += source()
-            except Exception:  # a number that cannot be told must not end a heartbeat
-                log.exception("numbers of a node could not be read")
+            except Exception as error:  # a number that cannot be told must not end a heartbeat
+                text = "numbers of a node could not be read"
+                self._refrain.say(
+                    log.exception, (text, type(error)), text, extra=about(error=error)
+                )
         return found
 
     def waits(self) -> list[str]:

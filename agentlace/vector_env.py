@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from agentlace.errors import MissingExtra
+from agentlace.forks import check_process, process_number
 from agentlace.gym_env import GymEnvClient
 
 try:
@@ -52,6 +53,7 @@ class RemoteVectorEnv(SyncVectorEnv):
     ) -> None:
         if not ports or len(set(ports)) != len(ports):
             raise ValueError(f"ports={list(ports)}: name one for each environment, each once")
+        self._made_in = process_number()
         self._pool = ThreadPoolExecutor(len(ports), thread_name_prefix="remote env")
         self._remotes = remotes = list[_Remote]()
         try:
@@ -98,6 +100,7 @@ class RemoteVectorEnv(SyncVectorEnv):
     @contextmanager
     def _begun(self) -> Iterator[None]:
         """Leave only when everything that was begun has ended, also after an error."""
+        check_process(self._made_in, "this vector environment")
         try:
             yield
         finally:
@@ -106,10 +109,20 @@ class RemoteVectorEnv(SyncVectorEnv):
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close all remote environments and the connections."""
+        if self._made_in != process_number():
+            return
         remotes, self._remotes = self._remotes, []
         for closing in [self._pool.submit(env.close) for env in remotes]:
             closing.result()
         self._pool.shutdown()
+
+    def __enter__(self) -> RemoteVectorEnv:
+        """Return the environment."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
 
 
 class _Remote(gym.Wrapper):

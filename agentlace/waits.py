@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple, TypeVar
 
+from agentlace.forks import freed_by_fork
+from agentlace.logs import Refrain, about
+
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -79,7 +82,9 @@ class _Waits:
     )
 
 
+_refrain = Refrain()
 _WAITS = _Waits()
+freed_by_fork(_WAITS.lock)
 
 
 @contextlib.contextmanager
@@ -128,8 +133,9 @@ def _all_of(source: WaitSource) -> list[Wait]:
 def _asked(ask: Callable[[], T], otherwise: T) -> T:
     try:
         return ask()
-    except Exception:  # what cannot be told must not end a heartbeat
-        log.exception("what a node waits for could not be told")
+    except Exception as error:  # what cannot be told must not end a heartbeat
+        text = "what a node waits for could not be told"
+        _refrain.say(log.exception, error, text, extra=about(error=error))
         return otherwise
 
 

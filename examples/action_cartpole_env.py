@@ -9,11 +9,14 @@ In two terminals, or on two machines that reach one broker:
 
 import argparse
 import json
+import sys
 import time
 
 import gymnasium
 
 from agentlace.gym_env import GymEnvClient, GymEnvServerWrapper
+
+INTERRUPTED = 130
 
 
 def balance(observation):
@@ -23,17 +26,42 @@ def balance(observation):
 
 
 def run(env, episodes, seed):
-    returns, steps, start = [], 0, time.monotonic()
-    for episode in range(episodes):
-        observation, _ = env.reset(seed=seed + episode)
-        total, done = 0.0, False
-        while not done:
-            observation, reward, terminated, truncated, _ = env.step(balance(observation))
-            total, steps, done = total + reward, steps + 1, terminated or truncated
-        returns.append(total)
-        print(f"episode {episode + 1}: return {total:.0f}", flush=True)
+    returns, steps, start, status = [], 0, time.monotonic(), 0
+    try:
+        for episode in range(episodes):
+            observation, _ = env.reset(seed=seed + episode)
+            total, done = 0.0, False
+            while not done:
+                observation, reward, terminated, truncated, _ = env.step(balance(observation))
+                total, steps, done = total + reward, steps + 1, terminated or truncated
+            returns.append(total)
+            print(f"episode {episode + 1}: return {total:.0f}", flush=True)
+    except KeyboardInterrupt:
+        status = INTERRUPTED
     rate = steps / (time.monotonic() - start)
     print(json.dumps({"returns": returns, "steps": steps, "steps_per_s": round(rate)}))
+    return status
+
+
+class Counted(gymnasium.Wrapper):
+    """Counts the steps, for the summary."""
+
+    steps = 0
+
+    def step(self, action):
+        self.steps += 1
+        return super().step(action)
+
+
+def serve(env, args):
+    with GymEnvServerWrapper(env, args.port, broker=args.broker) as server:
+        try:
+            print("serving CartPole-v1; Ctrl-C ends it", flush=True)
+            server.start()
+        except KeyboardInterrupt:
+            pass
+    print(json.dumps({"served_steps": env.steps}))
+    return 0
 
 
 def main():
@@ -52,27 +80,13 @@ def main():
     args = parser.parse_args()
 
     if args.client:
-        env = GymEnvClient(args.ip, args.port, broker=args.broker)
-        try:
-            run(env, args.episodes, args.seed)
-        except KeyboardInterrupt:
-            pass
-        finally:
-            env.close()
-        return
-    env = gymnasium.make("CartPole-v1", render_mode=args.render_mode)
-    if not args.server:
-        run(env, args.episodes, args.seed)
-        env.close()
-        return
-    server = GymEnvServerWrapper(env, args.port, broker=args.broker)
-    try:
-        print("serving CartPole-v1; Ctrl-C ends it", flush=True)
-        server.start()
-    except KeyboardInterrupt:
-        server.stop()
-    env.close()
+        with GymEnvClient(args.ip, args.port, broker=args.broker) as env:
+            return run(env, args.episodes, args.seed)
+    with gymnasium.make("CartPole-v1", render_mode=args.render_mode) as env:
+        if args.server:
+            return serve(Counted(env), args)
+        return run(env, args.episodes, args.seed)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

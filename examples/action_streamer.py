@@ -12,9 +12,10 @@ import argparse
 import json
 import os
 import queue
-import threading
 import time
 from pathlib import Path
+
+from interrupt import stop_on_signals
 
 from agentlace import ActionClient, ActionConfig, ActionServer
 from agentlace.internal.utils import jpeg_to_mat, mat_to_jpeg
@@ -90,21 +91,19 @@ def serve(args):
         # Both times are of this machine's clock: out to the client, and back with its action.
         return {"loop_ms": None if seen is None else 1000 * (time.monotonic() - seen)}
 
-    source, done = make_source(args.env), threading.Event()
+    stop = stop_on_signals()
+    source = make_source(args.env)
     end = time.monotonic() + args.seconds if args.seconds else float("inf")
     with ActionServer(make_config(args.port), on_obs, on_act, broker=args.broker) as server:
         server.start(threaded=True)
-        try:
-            tick = time.monotonic()
-            while (now := time.monotonic()) < end and not done.wait(max(0, tick - now)):
-                tick += 1 / args.fps
-                number = newest["frame"] + 1
-                newest = {"image": mat_to_jpeg(source.frame(action[0])), "frame": number}
-                sent_at[number] = time.monotonic()
-                sent_at.pop(number - 100, None)
-                server.publish_obs(newest)
-        except KeyboardInterrupt:
-            pass
+        tick = time.monotonic()
+        while (now := time.monotonic()) < end and not stop.wait(max(0, tick - now)):
+            tick += 1 / args.fps
+            number = newest["frame"] + 1
+            newest = {"image": mat_to_jpeg(source.frame(action[0])), "frame": number}
+            sent_at[number] = time.monotonic()
+            sent_at.pop(number - 100, None)
+            server.publish_obs(newest)
     source.close()
     print(json.dumps({"frames": newest["frame"] + 1}))
 
@@ -155,10 +154,12 @@ def watch(args):
             pass  # shown too slowly: the next frame is newer anyway
 
     screen = Folder(args.out) if args.headless else Window()
-    client = ActionClient(args.ip, make_config(args.port), wait_for_server=True, broker=args.broker)
-    client.register_obs_callback(on_obs)
-    shown, loops, start = 0, [], time.monotonic()
+    client, shown, loops, start = None, 0, [], time.monotonic()
     try:
+        config = make_config(args.port)
+        client = ActionClient(args.ip, config, wait_for_server=True, broker=args.broker)
+        client.register_obs_callback(on_obs)
+        start = time.monotonic()
         while not args.seconds or time.monotonic() - start < args.seconds:
             try:
                 obs = frames.get(timeout=1)
@@ -177,9 +178,11 @@ def watch(args):
     except KeyboardInterrupt:
         pass
     seconds = time.monotonic() - start
-    client.stop()
+    if client is not None:
+        client.stop()
     median = sorted(loops)[len(loops) // 2] if loops else None
-    summary = {"frames": shown, "fps": round(shown / seconds, 1), "missed": client.missed_obs}
+    missed = 0 if client is None else client.missed_obs
+    summary = {"frames": shown, "fps": round(shown / seconds, 1), "missed": missed}
     print(json.dumps({**summary, "median_loop_ms": median and round(median, 2)}))
 
 

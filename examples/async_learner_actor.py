@@ -8,8 +8,9 @@ The actor plays and sends every transition through the broker; the learner makes
 updates for each one and sends the policy back. Start them in any order, and several actors if
 you like. Both end by themselves: the actor after `--max_steps`, the learner when it has learned
 from all that its actors sent. Each leaves `summary.json` in its run directory, the learner also
-`returns.csv` and `return.png`. Ctrl-C ends either early, a second one at once; a restarted learner
-goes on from its `--checkpoint`, or else learns again from what the broker retains.
+`returns.csv` and `return.png`. Ctrl-C ends either early, within two seconds (with a `--checkpoint`
+once that is saved), a second one at once; a restarted learner goes on from its `--checkpoint`, or
+else learns again from what the broker retains.
 """
 
 from __future__ import annotations
@@ -18,20 +19,17 @@ import argparse
 import contextlib
 import os
 import re
-import signal
 import sys
 import threading
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
+from interrupt import PATIENCE_S, run_interruptibly
 from report import Progress, write_returns, write_summary
 
 STORE = "actor_env"
-INTERRUPT_S = 1.0
 SAVE_S = 60.0
-SIGNAL_SLICE_S = 0.1
-INTERRUPTED = 130
 RLDS_VERSION = "0.1.0"
 
 
@@ -218,23 +216,9 @@ def conclude(args: argparse.Namespace, ends: list[Any]) -> None:
     """Leave what the run directory is to hold, of a whole run or of the part that there was."""
     summary = {name: value for end in ends for name, value in end.summary().items()}
     write_summary(args.run_dir, {**summary, "role": args.role})
-    if args.role != "actor":
+    if ends and args.role != "actor":
         write_returns(args.run_dir, ends[0].curve())
         ends[0].draw(args.run_dir / "return.png")
-
-
-def stop_on_signals() -> threading.Event:
-    """Return an event that Ctrl-C or SIGTERM sets; a second one ends the program at once."""
-    stop = threading.Event()
-
-    def interrupt(*_: Any) -> None:
-        if stop.is_set():
-            os._exit(INTERRUPTED)
-        stop.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
-    return stop
 
 
 def main() -> int:
@@ -243,20 +227,14 @@ def main() -> int:
     if args.role == "actor":
         # One observation at a time is no work for an accelerator, and the learner wants its memory.
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    stop, progress, ends = stop_on_signals(), Progress(), []
-    running = ThreadPoolExecutor(1).submit(run, args, progress, stop, ends)
-    while not (stop.is_set() or running.done()):
-        wait([running], timeout=SIGNAL_SLICE_S)
-    interrupted = stop.is_set()
-    wait([running], timeout=SAVE_S if args.checkpoint else INTERRUPT_S)
-    progress.close()
-    if ends:
+    progress, ends = Progress(), list[Any]()
+
+    def finish() -> None:
+        progress.close()
         conclude(args, ends)
-    if not running.done():
-        # JAX compiles for seconds and a client may wait for its server: neither hears of a stop.
-        os._exit(INTERRUPTED)
-    running.result()
-    return INTERRUPTED if interrupted else 0
+
+    patience_s = SAVE_S if args.checkpoint else PATIENCE_S
+    return run_interruptibly(lambda stop: run(args, progress, stop, ends), finish, patience_s)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from typing import Any
 import gymnasium as gym
 import matplotlib
 import numpy as np
+from interrupt import INTERRUPTED
 from reach_env import FORE_M, UPPER_M
 from report import write_summary
 
@@ -104,9 +105,10 @@ class Policy:
         self._arm = Arm()
         self._think_s = think_ms / 1000
         self._thinking = threading.Event()
+        self.calls = 0
 
     def __call__(self, observation: dict[str, Any]) -> dict[str, np.ndarray]:
-        begin = time.monotonic()
+        begin, self.calls = time.monotonic(), self.calls + 1
         self._arm.place(observation["angles"], observation["velocities"])
         torques = np.empty((CHUNK, 2), np.float32)
         for i in range(CHUNK):
@@ -127,12 +129,14 @@ def serve(args: argparse.Namespace) -> None:
     """Serve the policy until Ctrl-C or SIGTERM."""
     with InferenceServer(PORT) as server:
         signal.signal(signal.SIGTERM, lambda *_: server.stop())
-        server.register_interface("circle", Policy(args.think_ms))
+        policy = Policy(args.think_ms)
+        server.register_interface("circle", policy)
         print(f"serving the policy: {args.think_ms:g} ms a call, {CHUNK} torques each", flush=True)
         try:
             server.start()
         except KeyboardInterrupt:
             pass
+        print(f"served {policy.calls} calls", flush=True)
 
 
 class Drive:
@@ -166,7 +170,9 @@ class Drive:
             self._done.wait(max(0.0, begin + (tick + 1) / RATE_HZ - time.monotonic()))
 
     def measure(self) -> dict[str, float]:
-        """Return how far off the tip was, and how much the torque jumped."""
+        """Return how far off the tip was, and how much the torque jumped, after a second."""
+        if len(self.tips) < 2 * RATE_HZ:
+            return {}
         wanted = [target((i + 1) / RATE_HZ) for i in range(len(self.tips))]
         off = np.linalg.norm(np.array(self.tips) - wanted, axis=1)[int(RATE_HZ) :]
         jumps = np.abs(np.diff(self.torques, axis=0))[int(RATE_HZ) :]
@@ -200,25 +206,22 @@ class Waiting:
             self._torque = answer["actions"][0]
 
 
-def drive(args: argparse.Namespace) -> dict[str, Any]:
-    """Drive both ways; returns what was measured, after saving the picture."""
+def drive(args: argparse.Namespace, summary: dict[str, Any]) -> None:
+    """Drive both ways; notes what was measured in the summary as it comes, saves the picture."""
     args.run_dir.mkdir(parents=True, exist_ok=True)
     with InferenceClient(args.ip, PORT, timeout_ms=2000) as client:
         await_policy(client)
         waiting, chunked = Drive(args.seconds), Drive(args.seconds)
         print("driving with a loop that waits for the policy", flush=True)
         waiting.run(Waiting(client))
+        summary["waiting"] = waiting.measure()
         print("driving with a ChunkedPolicyClient", flush=True)
         with ChunkedPolicyClient(client, "circle", CHUNK, rate_hz=RATE_HZ) as policy:
             policy.start(chunked.observation())
             chunked.run(policy.step)
-            summary = {
-                "waiting": waiting.measure(),
-                "chunked": {**chunked.measure(), "underruns": policy.underruns},
-                "latency_ms": round(1000 * (policy.latency_s or 0.0), 1),
-            }
+            summary["chunked"] = {**chunked.measure(), "underruns": policy.underruns}
+            summary["latency_ms"] = round(1000 * (policy.latency_s or 0.0), 1)
     draw(args.run_dir / "async_robot.png", {"waits": waiting, "chunk client": chunked})
-    return summary
 
 
 def await_policy(client: InferenceClient) -> None:
@@ -249,26 +252,31 @@ def draw(path: Path, drives: dict[str, Drive]) -> None:
     print(f"both drives: {path}", flush=True)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the policy, the robot, or both."""
+def main(argv: list[str] | None = None) -> int:
+    """Run the policy, the robot, or both; returns the exit status."""
     args = parse_args(argv)
     if args.policy:
         serve(args)
-        return
-    policy = None
-    if not args.robot:
-        flags = ["--policy", "--think_ms", str(args.think_ms)]
-        policy = subprocess.Popen([sys.executable, __file__, *flags])
+        return 0
+    policy, status, summary = None, 0, dict[str, Any]()
     try:
-        summary = drive(args)
+        if not args.robot:
+            flags = ["--policy", "--think_ms", str(args.think_ms)]
+            # Out of the terminal's reach: Ctrl-C is for this process, which ends the other.
+            command = [sys.executable, __file__, *flags]
+            policy = subprocess.Popen(command, start_new_session=True)
+        drive(args, summary)
+    except KeyboardInterrupt:
+        status = INTERRUPTED
     finally:
         if policy is not None:
             policy.terminate()
             policy.wait(20)
     write_summary(args.run_dir, summary)
     for name in ("waiting", "chunked"):
-        print(f"{name:>8}: {summary[name]}", flush=True)
+        print(f"{name:>8}: {summary.get(name, 'not driven to its end')}", flush=True)
+    return status
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -19,8 +19,12 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from interrupt import INTERRUPTED
 
 GOOD_RETURN = -250.0
 BROKER_DEADLINE_S = 15.0
@@ -38,6 +42,7 @@ class Children:
     def __init__(self, environment: dict[str, str]) -> None:
         self._environment = environment
         self._running: dict[str, subprocess.Popen[str]] = {}
+        self._followers: list[threading.Thread] = []
         self._ended: queue.Queue[tuple[str, int]] = queue.Queue()
 
     def __enter__(self) -> Children:
@@ -47,14 +52,12 @@ class Children:
         # An impatient second Ctrl-C must not leave children behind.
         for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
-        # The latest first, so that the broker goes when nobody needs it any more.
-        for child in reversed(self._running.values()):
-            child.terminate()
-            try:
-                child.wait(GOODBYE_S)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
+        # The broker last, when nobody needs it any more.
+        broker = self._running.pop("broker", None)
+        _end(self._running.values())
+        _end([broker] if broker else [])
+        for follower in self._followers:
+            follower.join(1.0)  # their last lines
 
     def start(self, name: str, command: list[str]) -> subprocess.Popen[str]:
         """Start a process; it gets no Ctrl-C from the terminal, only from us."""
@@ -66,7 +69,9 @@ class Children:
             text=True,
             start_new_session=True,
         )
-        threading.Thread(target=self._follow, args=(name, child), name=name, daemon=True).start()
+        follow = threading.Thread(target=self._follow, args=(name, child), name=name, daemon=True)
+        self._followers.append(follow)
+        follow.start()
         return child
 
     def _follow(self, name: str, child: subprocess.Popen[str]) -> None:
@@ -89,6 +94,20 @@ class Children:
             if code or name not in waiting:
                 raise SystemExit(f"demo: the {name} ended unexpectedly, with code {code}")
             waiting.remove(name)
+
+
+def _end(children: Iterable[subprocess.Popen[str]]) -> None:
+    """End processes, all at the same time; those that do not obey in time are killed."""
+    children = list(children)
+    for child in children:
+        child.terminate()
+    deadline = time.monotonic() + GOODBYE_S
+    for child in children:
+        try:
+            child.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
 
 
 def free_port() -> int:
@@ -140,10 +159,14 @@ def main() -> int:
     parser.add_argument("--run_dir", type=Path, default=Path("runs/demo"), help="[%(default)s]")
     args = parser.parse_args()
     for number in STOP_SIGNALS:
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
+        signal.signal(number, signal.default_int_handler)
     shutil.rmtree(args.run_dir, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix="agentlace-demo-") as scratch:
-        play(args, scratch)
+    try:
+        with tempfile.TemporaryDirectory(prefix="agentlace-demo-") as scratch:
+            play(args, scratch)
+    except KeyboardInterrupt:
+        print(f"\ndemo: interrupted; what there is of the run is in {args.run_dir}", flush=True)
+        return INTERRUPTED
     value = json.loads((args.run_dir / "actor" / "summary.json").read_text())["final_return"]
     print(f"\nlearning curve: {args.run_dir / 'learner' / 'return.png'}")
     print(f"final return:   {value} (mean of the last ten episodes; {GOOD_RETURN:.0f} is good)")

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+from interrupt import run_interruptibly
 from reach_env import SparseReach, expert
 from report import write_summary
 from sac import SACAgent, SACConfig
@@ -167,9 +169,11 @@ class Run:
         )
         return Mixture({"online": 0.5, "expert": 0.5}, {"online": self._online, "expert": expert})
 
-    def play(self) -> Run:
-        """Take all steps, learning after each."""
+    def play(self, stop: threading.Event) -> None:
+        """Take all steps, learning after each, or those until it is stopped."""
         for step in range(1, self._args.max_steps + 1):
+            if stop.is_set():
+                return
             explore = step <= self._args.random_steps
             policy = self._player.random_action if explore else self._act
             transition, by_expert = self._player.step(policy)
@@ -181,7 +185,6 @@ class Run:
                     self.successes.append((step, bool(transition["rewards"])))
                 self._player.next_episode()
             self._learn()
-        return self
 
     def _act(self, observation: np.ndarray) -> np.ndarray:
         action, self._key = self._agent.act(observation, self._key)
@@ -226,20 +229,35 @@ def draw(runs: dict[str, list[Run]], path: Path) -> None:
     pyplot.close(figure)
 
 
+def compare(args: argparse.Namespace, runs: dict[str, list[Run]], stop: threading.Event) -> int:
+    """Make all runs, until stopped; returns 0 if help was one on each seed."""
+    for seed in range(args.seeds):
+        for label, several in runs.items():
+            several.append(Run(args, seed, label != "alone"))
+            print(f"seed {seed}, {label}: {args.max_steps} steps", flush=True)
+            several[-1].play(stop)
+            if stop.is_set():
+                return 0
+            held = ", ".join(f"{n} {name}" for name, n in several[-1].transitions().items())
+            print(f"seed {seed}, {label}: {several[-1].final_success():.2f} ({held})", flush=True)
+    draw(runs, args.run_dir / "success.png")
+    final = success_of(runs)
+    return 0 if all(a > b for a, b in zip(*final.values(), strict=True)) else 1
+
+
+def success_of(runs: dict[str, list[Run]]) -> dict[str, list[float]]:
+    """Return each run's share of successes at its end."""
+    return {label: [run.final_success() for run in several] for label, several in runs.items()}
+
+
 def main() -> int:
     args = parse_args()
     args.run_dir.mkdir(parents=True, exist_ok=True)
     runs: dict[str, list[Run]] = {"with demonstrations": [], "alone": []}
-    for seed in range(args.seeds):
-        for label, several in runs.items():
-            several.append(Run(args, seed, label != "alone").play())
-            held = ", ".join(f"{n} {name}" for name, n in several[-1].transitions().items())
-            print(f"seed {seed}, {label}: {several[-1].final_success():.2f} ({held})", flush=True)
-    draw(runs, args.run_dir / "success.png")
-    final = {label: [run.final_success() for run in several] for label, several in runs.items()}
-    write_summary(args.run_dir, final)
-    better = all(a > b for a, b in zip(*final.values(), strict=True))
-    return 0 if better else 1
+    return run_interruptibly(
+        lambda stop: compare(args, runs, stop),
+        lambda: write_summary(args.run_dir, success_of(runs)),
+    )
 
 
 if __name__ == "__main__":

@@ -18,10 +18,11 @@ from agentlace.errors import (
     PeerAbsent,
     RequestTimeout,
 )
+from agentlace.logs import about
 from agentlace.transport import presence
 from agentlace.transport.keys import HEARTBEAT_S, LEASE_MS
 
-log = logging.getLogger("agentlace.action")
+log = logging.getLogger(__name__)
 
 RETRY_S = 0.1
 LOG_S = 5.0
@@ -87,7 +88,7 @@ class Claim:
                 if now_s >= deadline_s:
                     raise
                 if now_s > next_log_s:
-                    log.warning("waiting: %s", error)
+                    log.warning("waiting: %s", error, extra=about(service=self._name, error=error))
                     next_log_s = now_s + LOG_S
             if self._stopping.wait(RETRY_S):
                 raise Closed(f"this client of {self._name} was stopped")
@@ -112,7 +113,8 @@ class Claim:
         with self._lock:
             if self.is_lost:
                 self._ask(request_s)
-                log.warning("%s: this client has control again", self._name)
+                text = "%s: this client has control again"
+                log.warning(text, self._name, extra=about(service=self._name))
 
     def release(self, request_s: float) -> None:
         """Let others drive; raises what a request raises. Without effect if it has no control."""
@@ -147,4 +149,5 @@ class Claim:
         with self._lock:
             if self.is_wanted and not self.is_lost:
                 self.is_lost = True
-                log.warning("%s: this client has lost control", self._name)
+                text = "%s: this client has lost control"
+                log.warning(text, self._name, extra=about(service=self._name))

@@ -229,6 +229,8 @@ class ActionClient(DrivingClient):
 
     def stop(self) -> None:
         """Stop; callbacks that are running may finish first."""
+        if self._is_inherited:
+            return
         with self._watch_lock:
             watchers, self._newest = [*self._watchers, self._newest], None
         for watcher in filter(None, watchers):

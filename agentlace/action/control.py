@@ -13,13 +13,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from agentlace.errors import ControlHeld, UnknownRequest
+from agentlace.logs import Refrain, about
 from agentlace.transport import presence
-from agentlace.transport.backoff import Refrain
 from agentlace.transport.connection import Channel
 from agentlace.transport.identity import is_dead
 from agentlace.transport.keys import ServiceKeys
 
-log = logging.getLogger("agentlace.action")
+log = logging.getLogger(__name__)
 
 CONTROL = "control"
 """The kind of request, and the field of a server's presence."""
@@ -134,8 +134,8 @@ class Lease:
             return
         self.refused += 1
         error = self._held(holder, f"act {action!r} was not executed")
-        if self._refrain.is_due(error):
-            log.warning("another client acts: %s%s", error, self._refrain.note())
+        text, fields = "another client acts: %s", about(self._keys.labels, error=error)
+        self._refrain.say(log.warning, error, text, error, extra=fields)
         raise error
 
     def look(self, channel: Channel) -> None:
@@ -156,7 +156,8 @@ class Lease:
             if holder is None or self.holder != holder:
                 return
             self._hold(None)
-        log.warning("%s: %s %s, control is free", self._keys.name, holder, why)
+        text, fields = "%s: %s %s, control is free", about(self._keys.labels, peer=holder)
+        log.warning(text, self._keys.name, holder, why, extra=fields)
         self._changed()
 
     def restore(self, channel: Channel) -> None:

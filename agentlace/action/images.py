@@ -26,7 +26,7 @@ from agentlace.errors import AgentlaceError, EncodeError, UnknownRequest
 from agentlace.image_codecs import parsed
 from agentlace.telemetry import Sample
 
-log = logging.getLogger("agentlace.action")
+log = logging.getLogger(__name__)
 
 Sizes = Mapping[str, "Resize | tuple[int, int]"]
 """By the place of an image, ``(height, width)`` in pixels, or a :class:`Resize`."""

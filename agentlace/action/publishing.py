@@ -14,13 +14,13 @@ from agentlace.action.known import check_known
 from agentlace.action.rate import RatePublisher
 from agentlace.config import ActionConfig, BrokerURL, copy_of
 from agentlace.errors import AgentlaceError
+from agentlace.logs import Refrain, about
 from agentlace.service import Server
 from agentlace.telemetry import Sample
-from agentlace.transport.backoff import Refrain
 from agentlace.transport.broadcast import BroadcastPublisher
 from agentlace.transport.connection import Broker
 
-log = logging.getLogger("agentlace.action")
+log = logging.getLogger(__name__)
 
 LOCK_SLICE_S = 0.1
 
@@ -72,7 +72,8 @@ class PublishingServer(Server):
             EncodeError: a value in it may not travel.
         """
         if self.config.broadcast_port is None:
-            log.warning("publish_obs needs a broadcast_port in the ActionConfig")
+            text = "publish_obs needs a broadcast_port in the ActionConfig"
+            self._refrain.say(log.warning, text, text, extra=self._keys.labels)
             return False
         return self._published(self._images.encoded(payload), captured_s)
 
@@ -85,8 +86,8 @@ class PublishingServer(Server):
         except AgentlaceError as error:
             if isinstance(error, TypeError):  # EncodeError is the caller's mistake
                 raise
-            if self._refrain.is_due(error):
-                log.warning("observation not published: %s%s", error, self._refrain.note())
+            text, fields = "observation not published: %s", about(self._keys.labels, error=error)
+            self._refrain.say(log.warning, error, text, error, extra=fields)
             return False
         self._refrain.reset()
         return True

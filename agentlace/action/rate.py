@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from agentlace.transport.backoff import Refrain
+from agentlace.logs import Refrain, about
 
-log = logging.getLogger("agentlace.action")
+log = logging.getLogger(__name__)
 
 JOIN_TIMEOUT_S = 5.0
 
@@ -77,8 +77,8 @@ class RatePublisher:
             is_published = self._publish(observation, captured_s)
         except Exception as error:
             is_published = False
-            if self._refrain.is_due(error):
-                log.exception("an observation was not published%s", self._refrain.note())
+            text, fields = "an observation was not published", about(error=error)
+            self._refrain.say(log.exception, error, text, extra=fields)
         self.published += is_published
         self.failed += not is_published
 

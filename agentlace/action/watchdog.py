@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable
 
 from agentlace.errors import Closed
+from agentlace.logs import about
 
-log = logging.getLogger("agentlace.action")
+log = logging.getLogger(__name__)
 
 JOIN_TIMEOUT_S = 5.0
 
@@ -70,9 +71,12 @@ class Watchdog:
         while self._waited():
             try:
                 self._callback()
-                log.warning("no action for %.0f ms: the watchdog called", self._timeout_s * 1000)
-            except Exception:
-                log.exception("the callback of the action watchdog raised")
+                text = "no action for %.0f ms: the watchdog called"
+                log.warning(text, self._timeout_s * 1000, extra=about())
+            except Exception as error:
+                log.exception(
+                    "the callback of the action watchdog raised", extra=about(error=error)
+                )
             with self._changed:
                 self.calls += 1
                 self._is_calling = False

@@ -14,6 +14,7 @@ import numpy as np
 
 from agentlace.codec import Chunk, decode, encode
 from agentlace.errors import AgentlaceError
+from agentlace.forks import freed_by_fork
 
 READ_ATTEMPTS = 1000
 """So often a store is read again because something was inserted meanwhile."""
@@ -90,7 +91,7 @@ class QueuedDataStore(DataStoreBase):
         self._stamps = stamps
         self._data_queue: deque[Any] = deque(maxlen=capacity)
         self.latest_seq_id = -1
-        self._lock = Lock()
+        self._lock = freed_by_fork(Lock())
 
     def latest_data_id(self) -> int:
         """Return the number of transitions ever inserted, minus one."""

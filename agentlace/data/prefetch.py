@@ -10,6 +10,7 @@ from typing import Any
 
 from agentlace.data.rate_limiter import SLICE_S, RateLimiter
 from agentlace.errors import Closed, MissingExtra
+from agentlace.forks import check_process, freed_by_fork, process_number
 
 JOIN_S = 5.0
 """So long ``close`` waits for the thread, which may be in the midst of a sample."""
@@ -62,6 +63,7 @@ class Prefetch(Iterator[Any]):
                 batch = put(batch)
             return batch if transform is None else transform(batch)
 
+        self._made_in = process_number()
         self._thread = Thread(target=_fill, args=(queue, make), name="prefetch", daemon=True)
         self._finalizer = weakref.finalize(self, queue.drop)
         self._thread.start()
@@ -70,9 +72,11 @@ class Prefetch(Iterator[Any]):
         """Return the next batch, waiting for it if need be.
 
         Raises:
-            Closed: the iterator was closed.
+            Closed: the iterator was closed, or made by the parent of this process: its thread is
+                only there.
             Exception: whatever went wrong in the thread.
         """
+        check_process(self._made_in, "this iterator")
         return self._queue.get()
 
     def close(self) -> None:
@@ -97,7 +101,7 @@ class _Queue:
         self._size = size
         self._batches: deque[Any] = deque()
         self._failure: BaseException | None = None
-        self._changed = Condition()
+        self._changed = freed_by_fork(Condition())
 
     def put(self, batch: Any) -> None:
         """Add a batch, once there is room."""

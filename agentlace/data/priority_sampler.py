@@ -10,6 +10,7 @@ import numpy as np
 from agentlace.data.columns import Array
 from agentlace.data.draw import Draw, Sampler
 from agentlace.data.sum_tree import SumTree
+from agentlace.forks import freed_by_fork
 
 
 class PrioritySampler(Sampler):
@@ -44,7 +45,7 @@ class PrioritySampler(Sampler):
         self.beta = beta
         self._given = _checked([] if priorities is None else priorities)
         self._largest = float(self._given.max(initial=0.0)) or 1.0
-        self._lock = Lock()
+        self._lock = freed_by_fork(Lock())
         self._tree: SumTree | None = None
         self._capacity = 0
         self._range = (0, 0)

@@ -13,6 +13,7 @@ from agentlace.data.data_store import Refusals, Taken, insert_each
 from agentlace.data.packing import pack_frames
 from agentlace.data.ring import Head, blocks, read_whole, take_rows, write_rows
 from agentlace.data.sampled_store import Part, SampledStore
+from agentlace.forks import freed_by_fork
 
 
 class ReplayBuffer(SampledStore):
@@ -31,6 +32,7 @@ class ReplayBuffer(SampledStore):
     def __init__(self, capacity: int, example: Any = None, seed: int | None = None) -> None:
         super().__init__(capacity)
         self._rng = np.random.default_rng(seed)
+        freed_by_fork(self._rng.bit_generator.lock)  # which numpy holds while it draws
         self._schema = None if example is None else Schema(example)
         self._head = Head(capacity)
         self.dataset: Any = None if self._schema is None else self._allocate(self._schema)

@@ -12,6 +12,7 @@ import numpy as np
 
 from agentlace.data.columns import map_leaves
 from agentlace.errors import Closed, SchemaMismatch
+from agentlace.forks import check_process, freed_by_fork, process_number
 from agentlace.rlds.episode import (
     STATE,
     WRITTEN_AS,
@@ -86,7 +87,8 @@ class RLDSWriter:
         )
         self._steps: list[dict[str, Any]] = []
         self._rows: dict[Hashable, list[Mapping[str, Any]]] = {}
-        self._lock = Lock()
+        self._lock = freed_by_fork(Lock())
+        self._made_in = process_number()
         self._closed = False
 
     def __call__(self, data: Mapping[str, Any]) -> None:
@@ -145,7 +147,7 @@ class RLDSWriter:
     def close(self) -> None:
         """Write what is open, as aborted episodes, and let others write the dataset."""
         with self._lock:
-            if self._closed:
+            if self._closed or self._made_in != process_number():
                 return
             self._closed = True
             try:
@@ -187,7 +189,16 @@ class RLDSWriter:
         self._writer.append(episode)
         self._writer.commit()
 
+    def __enter__(self) -> RLDSWriter:
+        """Return the writer itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close; what is open is written as aborted episodes."""
+        self.close()
+
     def _check_open(self) -> None:
+        check_process(self._made_in, f"the writer of the dataset {self._writer.directory}")
         if self._closed:
             raise Closed(f"the dataset {self._writer.directory} is closed")
 

@@ -12,6 +12,7 @@ import numpy as np
 from agentlace.data.data_store import DataStoreBase
 from agentlace.data.prefetch import Prefetch
 from agentlace.data.rate_limiter import RateLimiter
+from agentlace.forks import freed_by_fork
 
 
 class Part(NamedTuple):
@@ -56,9 +57,9 @@ class SampledStore(DataStoreBase):
             raise ValueError(f"capacity={capacity} must be positive")
         self.preloaded = 0
         self.sampled = 0
-        self._writing = Lock()
-        self._drawing = Lock()
-        self._changed = Condition(Lock())
+        self._writing = freed_by_fork(Lock())
+        self._drawing = freed_by_fork(Lock())
+        self._changed = freed_by_fork(Condition(Lock()))
 
     @property
     def inserted(self) -> int:

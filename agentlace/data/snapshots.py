@@ -13,6 +13,7 @@ from agentlace.data.archive import replace_file, sync_folder
 from agentlace.data.row_files import Record, RowFiles
 from agentlace.data.sampled_store import SampledStore
 from agentlace.errors import DecodeError
+from agentlace.logs import about
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ class Snapshots:
             if manifest is not None and self._rows.is_whole(manifest):
                 return manifest
             if path.exists():
-                log.warning("the snapshot %s is damaged", path)
+                log.warning("the snapshot %s is damaged", path, extra=about(path=str(path)))
         if found:
             raise DecodeError(f"all snapshots in {self._folder} are damaged")
         return None

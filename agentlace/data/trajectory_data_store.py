@@ -19,6 +19,7 @@ from agentlace.data.trajectory_buffer import DataShape, TrajectoryBuffer
 from agentlace.data.transition_log import TransitionLog
 from agentlace.data.turns import Waiting
 from agentlace.errors import SchemaMismatch
+from agentlace.forks import freed_by_fork
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class TrajectoryBufferDataStore(TrajectoryBuffer):
         super().__init__(capacity, data_shapes, seed, min_trajectory_length, device, use_jax)
         self._log = None if rlds_logger is None else TransitionLog(rlds_logger)
         self._actor: Any = None
-        self._turns = Lock()
+        self._turns = freed_by_fork(Lock())
         self._waiting = Waiting()
         self._has_warned = False
 

@@ -14,6 +14,7 @@ from agentlace.data.episodes import Episodes, Trajectory
 from agentlace.data.ring import blocks
 from agentlace.data.sampled_store import Part, SampledStore
 from agentlace.data.storage import make_storage
+from agentlace.forks import freed_by_fork
 
 END = "end_of_trajectory"
 
@@ -52,6 +53,7 @@ class TrajectoryRing(SampledStore):
         shapes = {name: (leaf.shape, leaf.dtype) for name, leaf in example.items()}
         self._storage = make_storage(capacity, shapes, device, use_jax or device is not None)
         self._rng = np.random.Generator(np.random.PCG64(seed))
+        freed_by_fork(self._rng.bit_generator.lock)  # which numpy holds while it draws
 
     @property
     def dataset(self) -> dict[str, Any]:

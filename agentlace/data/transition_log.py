@@ -14,6 +14,8 @@ from agentlace.data.columns import map_leaves
 from agentlace.data.data_store import Refusals
 from agentlace.data.ends import ending_of
 from agentlace.data.rlds_writer import RLDSWriter, StepType
+from agentlace.forks import freed_by_fork
+from agentlace.logs import Refrain, about
 from agentlace.rlds.episode import Ending
 
 log = logging.getLogger(__name__)
@@ -43,8 +45,9 @@ class TransitionLog:
         self._logger = logger
         self._waiting: dict[Hashable, list[tuple[Mapping[str, Any], Ending | None]]] = {}
         self._begins = True
-        self._lock = RLock()
+        self._lock = freed_by_fork(RLock())
         self._in_chunk = False
+        self._refrain = Refrain()
 
     def add(self, row: Any, ends: bool = False) -> None:
         """Tell of a transition that the store has taken by itself, not in a chunk.
@@ -89,8 +92,9 @@ class TransitionLog:
                 self._call(row, ending)
             else:
                 self._wait(row, ending, actor)
-        except Exception:
-            log.exception("the rlds_logger did not take a transition, which the store has")
+        except Exception as error:
+            text = "the rlds_logger did not take a transition, which the store has"
+            self._refrain.say(log.exception, error, text, extra=about(peer=actor, error=error))
 
     def _cut(self, actor: Hashable) -> None:
         """Tell that an actor's open episode, if there is one, does not go on."""
@@ -102,8 +106,9 @@ class TransitionLog:
             elif self._waiting.get(actor):
                 row, _ = self._waiting[actor].pop()
                 self._wait(row, "aborted", actor)
-        except Exception:
-            log.exception("the rlds_logger did not take the end of an episode")
+        except Exception as error:
+            text = "the rlds_logger did not take the end of an episode"
+            self._refrain.say(log.exception, error, text, extra=about(peer=actor, error=error))
 
     def _wait(self, row: Mapping[str, Any], ending: Ending | None, actor: Hashable) -> None:
         """Let an actor's transitions wait for the end: a logger knows one episode at a time."""

@@ -40,7 +40,7 @@ class InferenceClient(Client):
         try:
             self._presence.acquire(exclusive=False)
         except BrokerUnreachable as error:
-            log.warning("%s", error)
+            log.warning("%s", error, extra=self._about(error))
         self._presence.start()
 
     def interfaces(self) -> set[str]:

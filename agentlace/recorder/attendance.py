@@ -6,6 +6,7 @@ import logging
 import time
 
 from agentlace.errors import AgentlaceError
+from agentlace.logs import about
 from agentlace.recorder.episodes import LEFT, VANISHED
 from agentlace.recorder.scribe import Scribe
 from agentlace.recorder.settings import Settings
@@ -65,7 +66,8 @@ class Attendance:
         known = sorted((server or {}).get("stores", {}))
         for store in self._scribe.books:
             if server is not None and store not in known:
-                log.warning("the trainer has no store %r, but %s", store, known)
+                fields = about(self._keys.store(store).labels)
+                log.warning("the trainer has no store %r, but %s", store, known, extra=fields)
 
     def check(self, now: bool = False) -> None:
         """End the open episodes of actors that are gone, if it is time to look."""
@@ -82,7 +84,8 @@ class Attendance:
             self._backoff.reset()
         except AgentlaceError as error:
             if self._backoff.is_news(error):
-                log.warning("the recorder waits for the broker: %s", error)
+                fields = about(self._keys.labels, error=error)
+                log.warning("the recorder waits for the broker: %s", error, extra=fields)
             self._next = time.monotonic() + self._backoff.next_s()
             return
         ended = time.monotonic()
@@ -98,7 +101,9 @@ class Attendance:
         for actor, seen in self.seen[store].items():
             reason = self._reason_to_end(store, actor, seen)
             if reason and actor in positions and book.builders[actor].is_open:
-                log.warning("store %r: actor %r has %s in an episode", store, actor, reason)
+                fields = about(keys.labels, peer=actor)
+                text = "store %r: actor %r has %s in an episode"
+                log.warning(text, store, actor, reason, extra=fields)
                 self._scribe.abort(store, actor, reason)
         for key in [
             k for k in self._absent_since if k[0] == store and k[1] not in self.seen[store]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import threading
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 from agentlace._version import __version__
 from agentlace.config import BadSetting, BrokerURL
 from agentlace.errors import AgentlaceError, AlreadyServed
+from agentlace.forks import check_process, process_number
 from agentlace.recorder.attendance import Attendance
 from agentlace.recorder.report import Report, Status
 from agentlace.recorder.scribe import Scribe
@@ -29,8 +29,6 @@ from agentlace.transport.keys import ServiceKeys
 from agentlace.transport.lag import forget as forget_consumer
 from agentlace.transport.streams import StreamId
 from agentlace.waits import Wait
-
-log = logging.getLogger(__name__)
 
 ROLE = "recorder"
 TICK_S = 0.1
@@ -74,6 +72,7 @@ class Recorder:
         self._broker = Broker(BrokerURL.resolve(broker))
         self._keys = ServiceKeys(self._broker.url.namespace, "trainer", port_number)
         self._stop = threading.Event()
+        self._made_in = process_number()
         self._presence: presence.Presence | None = None
         self._writer: DatasetWriter | None = None
         self._scribe: Scribe | None = None
@@ -105,6 +104,7 @@ class Recorder:
             AlreadyServed: another recorder writes this dataset, or one of this name elsewhere.
             DecodeError, SchemaMismatch, MissingExtra, BadSetting: see :class:`DatasetWriter`.
         """
+        check_process(self._made_in, "this recorder")
         if self._scribe is not None:
             raise AgentlaceError("this recorder was started already: make another one")
         try:
@@ -197,6 +197,7 @@ class Recorder:
             scribe.commit()
 
     def _started(self) -> tuple[Scribe, Attendance]:
+        check_process(self._made_in, "this recorder")
         if self._scribe is None or self._attendance is None:
             raise AgentlaceError("this recorder was not started")
         return self._scribe, self._attendance
@@ -245,6 +246,8 @@ class Recorder:
             StoreFull: the disk is full; what was not committed is still in the streams.
         """
         self._stop.set()
+        if self._made_in != process_number():
+            return
         stopped(self)
         with contextlib.ExitStack() as steps:  # the last one first
             if self._writer is not None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from agentlace.errors import Closed, MissingExtra, SchemaMismatch, StoreFull
+from agentlace.logs import Refrain, about
 from agentlace.recorder.episodes import Counts, Finished
 from agentlace.recorder.quarantine import keep_aside
 from agentlace.rlds.episode import Episode, episode_from_transitions
@@ -34,6 +35,7 @@ class Sink:
     def __init__(self, writer: DatasetWriter, quarantine: Path) -> None:
         self.writer = writer
         self.quarantine = quarantine
+        self._refrain = Refrain()
 
     def take(self, store: str, actor: str, finished: Finished, counts: Counts) -> None:
         """Put an episode into the dataset with the next commit, and count what became of it.
@@ -66,19 +68,22 @@ class Sink:
         reason = str(error) if isinstance(error, SchemaMismatch) else f"{type(error)}: {error}"
         name = "{id}-{part}-{store}-{actor}".format_map(where)
         metadata = dict(finished.thread.metadata)
-        about = {**where, "ending": finished.ending, "metadata": metadata}
+        known = {**where, "ending": finished.ending, "metadata": metadata}
         try:
-            path = keep_aside(self.quarantine, name, finished.rows, reason, about)
+            path = keep_aside(self.quarantine, name, finished.rows, reason, known)
         except OSError as failure:
             if failure.errno not in _FULL:
                 raise
             raise StoreFull(f"no room for {self.quarantine} ({failure.strerror})") from failure
-        log.error(
+        self._refrain.say(
+            log.error,
+            (where["actor"], type(error)),
             "an episode of %d transitions of actor %r does not fit the dataset, and is in %s: %s",
             len(finished.rows),
             where["actor"],
             path,
             reason,
+            extra=about(store=where["store"], peer=where["actor"], path=str(path), error=error),
         )
 
 

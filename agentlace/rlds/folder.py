@@ -15,6 +15,7 @@ from typing import IO
 
 from agentlace.errors import AlreadyServed, DecodeError, StoreFull
 from agentlace.files import replace_file, sync_folder
+from agentlace.logs import about
 from agentlace.rlds import manifest as manifests
 from agentlace.rlds.manifest import Manifest, folder_name, shard_name
 from agentlace.rlds.tfrecord import framed
@@ -160,7 +161,9 @@ class Folder:
             if found is None or found.key != manifest.key:
                 raise
             # Only the power may yet undo it.
-            log.warning("%s was committed, but its folder not synced: %s", self.path, error)
+            fields = about(path=str(self.path), error=error)
+            text = "%s was committed, but its folder not synced: %s"
+            log.warning(text, self.path, error, extra=fields)
 
     # -- leftovers ---------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from typing import IO
 
 from agentlace.errors import AgentlaceError
 from agentlace.files import sync_folder
+from agentlace.logs import about
 from agentlace.rlds.folder import Folder
 from agentlace.rlds.manifest import Manifest, shard_name
 from agentlace.rlds.target import Target
@@ -84,7 +85,8 @@ class Joiner:
         except (OSError, AgentlaceError) as error:
             # The dataset is whole all the same; try again when there are twice as many shards.
             self._failed_at = len(self._state().sizes)
-            log.warning("the shards of %s were not joined: %s", self._folder.path, error)
+            path, fields = self._folder.path, about(path=str(self._folder.path), error=error)
+            log.warning("the shards of %s were not joined: %s", path, error, extra=fields)
 
     def join(self, least: int = 2) -> None:
         """Join the small shards, if there are so many; blocks until they are."""

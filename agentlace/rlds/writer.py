@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 from agentlace.codec.images import load_cv2
 from agentlace.errors import Closed, DecodeError, StoreFull
+from agentlace.forks import check_process, process_number
+from agentlace.logs import about
 from agentlace.rlds.episode import Episode
 from agentlace.rlds.features import Features
 from agentlace.rlds.folder import Folder, is_full, saying_when_full
@@ -111,6 +113,7 @@ class DatasetWriter:
             raise
         self._pending: list[tuple[bytes, int]] = []
         self._lock = Lock()
+        self._made_in = process_number()
         self._threads = ThreadPoolExecutor(threads or os.cpu_count(), "agentlace-rlds-encode")
         self._joiner = Joiner(
             self._folder, self._lock, self._state, self._adopt, target, join_after
@@ -276,7 +279,7 @@ class DatasetWriter:
 
     def close(self) -> None:
         """Let another process write. What was not committed is dropped, with a warning."""
-        if self._closed:
+        if self._closed or self._made_in != process_number():
             return
         self._closed = True
         if self._pending:
@@ -284,6 +287,7 @@ class DatasetWriter:
                 "%s is closed: %d episodes that were not committed are dropped",
                 self.directory,
                 len(self._pending),
+                extra=about(path=str(self.directory)),
             )
         self._joiner.stop()
         self._threads.shutdown()
@@ -291,6 +295,7 @@ class DatasetWriter:
         self._held.close()
 
     def _check_open(self) -> None:
+        check_process(self._made_in, f"the writer of the dataset {self.directory}")
         if self._closed:
             raise Closed(f"the dataset {self.directory} is closed")
 

@@ -14,11 +14,12 @@ import numpy as np
 
 from agentlace.data.columns import map_leaves
 from agentlace.errors import AgentlaceError, Closed, SchemaMismatch, UnknownRequest
+from agentlace.forks import check_process, process_number
 from agentlace.inference import InferenceClient
+from agentlace.logs import Refrain, about
 from agentlace.robot.blend import Blend, Latest
 from agentlace.robot.plan import ActionPlan
 from agentlace.robot.schedule import Schedule
-from agentlace.transport.backoff import Refrain
 from agentlace.transport.requests import RequestClient
 
 log = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ class ChunkedPolicyClient:
             self._free.put(line)
         self._pool = ThreadPoolExecutor(max_in_flight, thread_name_prefix=f"ask {name}")
         self._is_closed = False
+        self._made_in = process_number()
         self._refrain = Refrain()
         self._last: Any = None
         self.ticks = 0
@@ -127,6 +129,7 @@ class ChunkedPolicyClient:
         Raises:
             Closed: after :meth:`stop`.
         """
+        check_process(self._made_in, f"this client of policy {self._name!r}")
         if self._is_closed:
             raise Closed("this policy client was stopped")
         if self._plan.end is None:
@@ -159,8 +162,8 @@ class ChunkedPolicyClient:
             self.last_error = None
         except AgentlaceError as error:
             self.last_error = error
-            if not self._is_closed and self._refrain.is_due(error):
-                log.warning("no actions from %r: %s%s", self._name, error, self._refrain.note())
+            if not self._is_closed:
+                self._warn(error)
         finally:
             self._free.put(line)
             with self._lock:
@@ -174,8 +177,11 @@ class ChunkedPolicyClient:
                 self._plan.add(tick, actions)
         except SchemaMismatch as error:
             self.last_error = error
-            if self._refrain.is_due(error):
-                log.error("no actions from %r: %s%s", self._name, error, self._refrain.note())
+            self._warn(error)
+
+    def _warn(self, error: AgentlaceError) -> None:
+        text, fields = "no actions from %r: %s", about(peer=self._name, error=error)
+        self._refrain.say(log.warning, error, text, self._name, error, extra=fields)
 
     def _patience_s(self) -> float:
         """Return for how long to wait for an answer."""
@@ -192,6 +198,8 @@ class ChunkedPolicyClient:
     def stop(self) -> None:
         """Stop asking; requests under way are given up. Idempotent."""
         self._is_closed = True
+        if self._made_in != process_number():
+            return
         self._pool.shutdown(wait=False, cancel_futures=True)
         for line in self._lines:
             line.close()

@@ -24,11 +24,12 @@ from agentlace.errors import (
     RequestTimeout,
     StoreFull,
 )
+from agentlace.forks import check_process, process_number
+from agentlace.logs import Refrain, about
 from agentlace.service.running import started, stopped
 from agentlace.service.server import AnyConfig
 from agentlace.telemetry import Sample, Telemetry
 from agentlace.transport import presence
-from agentlace.transport.backoff import Refrain
 from agentlace.transport.connection import Broker, Channel
 from agentlace.transport.identity import describe
 from agentlace.transport.keys import ServiceKeys
@@ -80,6 +81,7 @@ class Client:
         self._description = described(config)
         self._broker = Broker(self._url, self._keys.prefix)
         self._server: presence.Info | None = None
+        self._made_in = process_number()
         self._log = logging.getLogger(f"agentlace.{kind}")
         self._stopping = threading.Event()
         self._refrain = Refrain()
@@ -144,7 +146,7 @@ class Client:
                 if not wait_for_server and time.monotonic() > deadline:
                     raise error
                 if time.monotonic() > next_log:
-                    self._log.warning("waiting: %s", error)
+                    self._log.warning("waiting: %s", error, extra=self._about(error))
                     next_log = time.monotonic() + WAIT_LOG_S
                     self._announce(isinstance(error, PeerAbsent))
                 self._stopping.wait(WAIT_POLL_S)
@@ -180,15 +182,16 @@ class Client:
         ):
             self._mismatch = self._mismatch_with(self._server)
         if before is not None and self._server is None:
-            self._log.warning("server %s is gone", self._keys.name)
+            self._log.warning("server %s is gone", self._keys.name, extra=self._about())
         elif before is None and self._server is not None:
-            self._log.warning("server %s is there", self._keys.name)
+            self._log.warning("server %s is there", self._keys.name, extra=self._about())
 
     def _mismatch_with(self, server: presence.Info) -> ConfigMismatch | None:
         try:
             check_same(self._description, server.get("config", {}))
         except ConfigMismatch as error:
-            self._log.error("server %s was restarted: %s", self._keys.name, error)
+            text = "server %s was restarted: %s"
+            self._log.error(text, self._keys.name, error, extra=self._about(error))
             return error
         return None
 
@@ -196,9 +199,10 @@ class Client:
         """Raise what forbids the use of this client.
 
         Raises:
-            Closed: it was stopped.
+            Closed: it was stopped, or made by the parent of this process.
             ConfigMismatch: the server was restarted with another config.
         """
+        check_process(self._made_in, f"this client of {self._keys.name}")
         if self._stopping.is_set():
             raise Closed(f"this client of {self._keys.name} was stopped")
         if self._mismatch is not None:
@@ -206,8 +210,11 @@ class Client:
 
     def _warn(self, text: str, error: AgentlaceError) -> None:
         """Log why a call gave None or False, but not with every call of a control loop."""
-        if self._refrain.is_due(error):
-            self._log.warning("%s%s%s", text, error, self._refrain.note())
+        write = self._log.warning
+        self._refrain.say(write, error, "%s%s", text, error, extra=self._about(error))
+
+    def _about(self, error: AgentlaceError | None = None) -> dict[str, Any]:
+        return about(self._keys.labels, error=error)
 
     def _softly(self, call: Callable[..., T], *args: Any) -> T | None:
         """Return the call's result; None for one of SOFT_ERRORS, unless strict."""
@@ -236,8 +243,15 @@ class Client:
             pass
         return error
 
+    @property
+    def _is_inherited(self) -> bool:
+        """Whether it was made by the parent of this process: then there is nothing to stop."""
+        return self._made_in != process_number()
+
     def stop(self) -> None:
         """Stop and say goodbye. Idempotent; a call that is waiting ends with Closed."""
+        if self._is_inherited:
+            return
         self._stopping.set()
         stopped(self)
         self._requests.close()

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from agentlace._version import __version__
 from agentlace.config import ActionConfig, BrokerURL, InferenceConfig, TrainerConfig, described
 from agentlace.errors import AgentlaceError, AlreadyServed, Closed
+from agentlace.forks import check_process, process_number
 from agentlace.service.running import started, stopped
 from agentlace.telemetry import Sample, Telemetry
 from agentlace.transport import embedded, presence
@@ -42,6 +43,7 @@ class Server:
         self._url = BrokerURL.resolve(broker)
         self._keys = ServiceKeys(self._url.namespace, kind, config.port_number)
         self._description = described(config)
+        self._made_in = process_number()
         self._life = threading.RLock()
         self._ended: AgentlaceError | None = None
         self._broker: Broker | None = None
@@ -60,12 +62,22 @@ class Server:
         if self._ended is not None:
             raise self._ended.with_traceback(None)
 
+    def _check_process(self) -> None:
+        """Raise Closed in a child of the process that made this server."""
+        check_process(self._made_in, f"this server of {self._keys.name}")
+
+    @property
+    def _is_inherited(self) -> bool:
+        """Whether it was made by the parent of this process: then there is nothing to stop."""
+        return self._made_in != process_number()
+
     def _connected(self) -> Broker:
         """Return the broker, starting the embedded one on this machine if none is there.
 
         Raises:
             Closed, AlreadyServed: the server was stopped or replaced, and not started since.
         """
+        self._check_process()
         self._check_not_ended()
         with self._life:
             if self._broker is None:
@@ -88,7 +100,9 @@ class Server:
             BrokerUnreachable: no broker, and none could be started here.
             BrokerAuthFailed: the broker refuses the user or password.
             AlreadyServed: another live server has this identity.
+            Closed: in a child (fork) of the process that made this server.
         """
+        self._check_process()
         with self._life:
             if self.is_running:
                 raise AgentlaceError(f"{self._keys.name} is running already")
@@ -136,8 +150,10 @@ class Server:
         """Stop serving and say goodbye. Idempotent; blocks for at most a few seconds.
 
         In order: no more requests are taken, the running one is answered; workers end; the
-        presence key is removed.
+        presence key is removed. In a child (fork) of the process that made it: nothing.
         """
+        if self._is_inherited:
+            return
         if self._ended is None:  # before the lock: a callback that publishes now must not wait
             self._ended = Closed(f"{self._keys.name} was stopped")
         with self._life:

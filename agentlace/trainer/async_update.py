@@ -17,6 +17,7 @@ from agentlace.errors import (
     StoreFull,
     UnknownRequest,
 )
+from agentlace.logs import Refrain, about
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class AsyncUpdate:
     def __init__(self, update: Callable[[], object]) -> None:
         self._update = update
         self._stop = threading.Event()
+        self._refrain = Refrain()
         self._thread: threading.Thread | None = None
 
     @property
@@ -58,9 +60,9 @@ class AsyncUpdate:
             try:
                 self._update()
             except (EncodeError, *FALSE_ERRORS) as error:  # the latter if the client is strict
-                log.error("%s", error)
+                self._refrain.say(log.error, error, "%s", error, extra=about(error=error))
             except AgentlaceError as error:
-                log.error("the asynchronous update ends: %s", error)
+                log.error("the asynchronous update ends: %s", error, extra=about(error=error))
                 return
             if self._stop.wait(interval_s):
                 return

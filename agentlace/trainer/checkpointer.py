@@ -17,6 +17,7 @@ from agentlace.data.own_files import OwnFiles, can_save_itself
 from agentlace.data.row_files import RowFiles
 from agentlace.data.sampled_store import SampledStore
 from agentlace.errors import AgentlaceError, CheckpointError
+from agentlace.logs import about
 from agentlace.trainer.manifest import CheckpointFolder, Manifest, Positions, SavedStore
 from agentlace.transport.weights import Version
 
@@ -174,7 +175,8 @@ class Checkpointer:
         try:
             self._sweep()
         except OSError as error:  # the checkpoint is there all the same
-            log.warning("files of earlier checkpoints in %s stay: %s", self._folder.path, error)
+            text, path = "files of earlier checkpoints in %s stay: %s", self._folder.path
+            log.warning(text, path, error, extra=about(path=str(path), error=error))
         log.info("saved %s: %.1f MB new", self._folder.path, written / 1e6)
         return {name: saved.positions for name, saved in stores.items()}
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from agentlace.errors import CheckpointError
+from agentlace.logs import about
 from agentlace.trainer.checkpointer import Checkpointer, Moment, Source
 from agentlace.trainer.manifest import Manifest, Positions, SavedStore
 from agentlace.trainer.saving import CheckpointPolicy, SavingThread
@@ -140,7 +141,8 @@ class Checkpoints:
         try:
             self._finish(path, *rest)
         except Exception as error:
-            log.error("checkpoint %s was not saved: %s", path, error)
+            fields = about(path=str(path), error=error)
+            log.error("checkpoint %s was not saved: %s", path, error, extra=fields)
         finally:
             self._lock.release()
 
@@ -193,7 +195,9 @@ class Checkpoints:
                 "first, or choose with stores=[…]",
             )
         for name in sorted(sources.keys() - set(wanted)):
-            log.warning("store %r is not restored from %s and begins empty", name, path)
+            fields = about(store=name, path=str(path))
+            text = "store %r is not restored from %s and begins empty"
+            log.warning(text, name, path, extra=fields)
         return wanted
 
     def _path(self, path: PathLike | None) -> Path:

@@ -20,6 +20,7 @@ from agentlace.errors import (
     RequestTimeout,
     UnknownRequest,
 )
+from agentlace.logs import Refrain, about
 from agentlace.telemetry import Sample
 from agentlace.trainer.async_update import FALSE_ERRORS, AsyncUpdate
 from agentlace.trainer.episodes import EpisodeMarks
@@ -28,14 +29,11 @@ from agentlace.trainer.outbox import Outbox
 from agentlace.trainer.request_settings import RequestSettings
 from agentlace.trainer.stores import CONSUMER
 from agentlace.transport import presence
-from agentlace.transport.backoff import Refrain
 from agentlace.transport.connection import Channel
 from agentlace.transport.producer import Producer
 from agentlace.transport.streams import Retention
 from agentlace.transport.weights_receiver import WeightsReceiver
 from agentlace.waits import Trying, Wait
-
-log = logging.getLogger(__name__)
 
 CONFIRM_POLL_S = 0.002
 GOODBYE_TIMEOUT_S = 1.0
@@ -180,9 +178,9 @@ class TrainerClient(NetworkClient, EpisodeMarks):
                 self._wait_for(name, str(error))
             if self.strict:
                 raise
-            if self._refrains[name].is_due(error):
-                note = self._refrains[name].note()
-                self._log.warning("update of store %r: %s%s", name, error, note)
+            write, fields = self._log.warning, about(self._keys.store(name).labels, error=error)
+            text = "update of store %r: %s"
+            self._refrains[name].say(write, error, text, name, error, extra=fields)
         return self.last_error
 
     def _send(self, name: str, from_id: Any, confirm: bool, permit: Callable[[], None]) -> None:
@@ -234,7 +232,7 @@ class TrainerClient(NetworkClient, EpisodeMarks):
             return self._softly(read)
         except UnknownRequest as error:
             self.last_error = error
-            self._log.warning("%s", error)
+            self._warn("", error)
             return None
 
     def start_async_update(self, interval: float = 10) -> None:
@@ -262,7 +260,7 @@ class TrainerClient(NetworkClient, EpisodeMarks):
             self.last_error = UnknownRequest(
                 f"unknown request type {type!r}; the config has {self.config.request_types}"
             )
-            self._log.warning("%s", self.last_error)
+            self._warn("", self.last_error)
             return None
 
         def call() -> Any:
@@ -321,7 +319,7 @@ class TrainerClient(NetworkClient, EpisodeMarks):
         In order: the asynchronous update sends once more, what is unconfirmed is sent, networks
         are no longer received, the streams are given free as soon as the trainer has read them.
         """
-        if self._stopping.is_set():
+        if self._stopping.is_set() or self._is_inherited:
             return
         self._async_update.stop(GOODBYE_TIMEOUT_S)
         self._end_held()

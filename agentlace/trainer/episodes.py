@@ -11,6 +11,7 @@ from typing import Any
 from agentlace.codec import Mark
 from agentlace.codec.mark import ABORTED, BEGIN, DISCARD, END, HOWS
 from agentlace.errors import AgentlaceError, EncodeError, UnknownRequest
+from agentlace.logs import about
 from agentlace.trainer.outbox import Outbox
 
 log = logging.getLogger(__name__)
@@ -109,7 +110,9 @@ class EpisodeMarks:
                 try:
                     box.end(Mark(END, ABORTED, 0, time.time()), self._chunk_meta())
                 except AgentlaceError as error:
-                    log.error("store %r: its episode was not ended: %s", box.name, error)
+                    fields = about(store=box.name, error=error)
+                    text = "store %r: its episode was not ended: %s"
+                    log.error(text, box.name, error, extra=fields)
 
     def _check_usable(self) -> None:
         raise NotImplementedError

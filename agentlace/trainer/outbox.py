@@ -12,6 +12,7 @@ from typing import Any
 from agentlace import codec
 from agentlace.data.data_store import Taken, take_after
 from agentlace.errors import AgentlaceError, EncodeError
+from agentlace.logs import about
 from agentlace.telemetry import Sample
 from agentlace.transport.connection import Channel
 from agentlace.transport.producer import Producer
@@ -189,6 +190,7 @@ class Outbox:
                 count,
                 how,
                 self.lost,
+                extra=about(store=self.name),
             )
 
     def _remember(self, number: int, row_id: Any) -> None:

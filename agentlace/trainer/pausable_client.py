@@ -52,5 +52,7 @@ class PausableClient(Pausable, Client):
 
     def stop(self) -> None:
         """Stop and say goodbye. Idempotent; a call that is waiting ends with Closed."""
+        if self._is_inherited:
+            return
         self._watch.stop()
         super().stop()

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 
 from agentlace.errors import AgentlaceError, BrokerAuthFailed, Closed, StoreFull
+from agentlace.logs import about
 from agentlace.trainer.pause_state import PauseState
 from agentlace.transport.backoff import Backoff
 from agentlace.transport.connection import Broker, Channel
@@ -97,7 +98,9 @@ class PauseWatch:
                 return
             except AgentlaceError as error:
                 if backoff.is_news(error) and not self._stop.is_set():
-                    log.warning("the pause of %s is not known: %s", self._keys.name, error)
+                    fields = about(self._keys.labels, error=error)
+                    text = "the pause of %s is not known: %s"
+                    log.warning(text, self._keys.name, error, extra=fields)
                 signed = ""
                 self.state.expire()
                 self._stop.wait(backoff.next_s())

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from agentlace.errors import Closed
+from agentlace.logs import about
 
 log = logging.getLogger(__name__)
 
@@ -96,8 +97,8 @@ class PauseState:
             for callback in callbacks:
                 try:
                     callback(bool(pause))
-                except Exception:
-                    log.exception("what on_pause registered raised")
+                except Exception as error:
+                    log.exception("what on_pause registered raised", extra=about(error=error))
         if callbacks and pause:
             with self.changed:
                 self.seen = pause
@@ -106,7 +107,8 @@ class PauseState:
     def expire(self) -> None:
         """Call back if the pause has ended by itself."""
         if self._pause and not self.pause:
-            log.warning("the trainer that paused has not been heard: its pause is over")
+            text = "the trainer that paused has not been heard: its pause is over"
+            log.warning(text, extra=about())
             self.tell("")
 
     def wait_until_seen(self, timeout_s: float) -> bool:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+from agentlace.logs import about
+
 log = logging.getLogger(__name__)
 
 STOP, TERMINATE = "stop", "terminate"
@@ -73,7 +75,8 @@ class SavingThread:
             return
         before = signal.getsignal(signal.SIGTERM)
         if before is None:
-            log.warning("SIGTERM does not save: a handler is installed that is not of Python")
+            text = "SIGTERM does not save: a handler is installed that is not of Python"
+            log.warning(text, extra=about())
             return
         self._before = before
         signal.signal(signal.SIGTERM, self._on_sigterm)
@@ -111,7 +114,7 @@ class SavingThread:
             try:
                 self._save()
             except Exception as error:
-                log.error("the checkpoint was not saved: %s", error)
+                log.error("the checkpoint was not saved: %s", error, extra=about(error=error))
             if order == TERMINATE:
                 os.kill(os.getpid(), signal.SIGTERM)
             if self._every_s is not None:

@@ -82,6 +82,7 @@ class TrainerServer(Server):
                 ``insert_chunk(chunk)`` are used if it has them.
             retention: how much the broker keeps of its streams.
         """
+        self._check_process()
         with self._life:
             self._stores.register(name, data_store, retention or Retention())
             if self._presence is not None:
@@ -229,6 +230,7 @@ class TrainerServer(Server):
             AlreadyServed: another trainer has taken over.
             OSError: the disk is full, or the like; the checkpoint before is whole.
         """
+        self._check_process()
         return self._checkpoints.save(path, extra, stores, wait)
 
     def _check_lease(self) -> None:
@@ -301,6 +303,8 @@ class TrainerServer(Server):
         they are being given; a network that waits is sent; the presence key is removed; a
         checkpoint that is being written is finished, however long that takes.
         """
+        if self._is_inherited:
+            return
         super().stop()
         self._checkpoints.stop()
         self._commands.stop()

@@ -12,6 +12,7 @@ from typing import Any
 
 from agentlace.codec import Signature
 from agentlace.errors import SchemaMismatch
+from agentlace.logs import Refrain, about
 from agentlace.telemetry import Telemetry
 from agentlace.trainer.checkpointer import Source
 from agentlace.trainer.checkpoints import Checkpoints, Networks
@@ -72,6 +73,7 @@ class TrainerSMInterface(Pausable):
         self._pause = PauseState()
         self._pauses = 0
         self.telemetry = Telemetry("trainer")
+        self._refrain = Refrain()
 
     def _pause_state(self) -> PauseState:
         return self._pause
@@ -120,8 +122,9 @@ class TrainerSMInterface(Pausable):
             try:
                 if self._fits(tree, number):
                     callback(tree)
-            except Exception:
-                log.exception("the callback for network %d raised", number)
+            except Exception as error:
+                text, fields = "the callback for network %d raised", about(error=error)
+                self._refrain.say(log.exception, error, text, number, extra=fields)
             finally:
                 with self._lock:
                     self._is_delivering = False
@@ -132,7 +135,8 @@ class TrainerSMInterface(Pausable):
                 self._check(tree)
         except SchemaMismatch as error:
             self._refusal = error
-            log.error("network %d is refused, the one before it stays: %s", number, error)
+            text = "network %d is refused, the one before it stays: %s"
+            self._refrain.say(log.error, error, text, number, error, extra=about(error=error))
             return False
         self._refusal, self._delivered = None, number
         return True
@@ -230,6 +234,14 @@ class TrainerSMInterface(Pausable):
 
     def stop(self) -> None:
         """Do nothing: there is nothing to stop."""
+
+    def __enter__(self) -> TrainerSMInterface:
+        """Return it."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop."""
+        self.stop()
 
     def update(self) -> bool:
         """Do nothing: the store is shared."""

@@ -11,6 +11,7 @@ from typing import Any
 from agentlace.codec import Chunk
 from agentlace.data.data_store import Refusals, put
 from agentlace.errors import AgentlaceError
+from agentlace.logs import Refrain, about
 from agentlace.telemetry import Sample
 from agentlace.trainer.checkpointer import Source
 from agentlace.trainer.manifest import SavedStore
@@ -75,6 +76,7 @@ class Stores:
         self._keys = keys
         self._data_callback = data_callback
         self._filled: dict[str, Filled] = {}
+        self._refrain = Refrain()
 
     def register(self, name: str, store: Any, retention: Retention) -> None:
         """Add a store, which is empty, or put it in another's place."""
@@ -133,8 +135,10 @@ class Stores:
         rows = [row for i, row in enumerate(chunk.rows()) if i not in refused]
         try:
             self._data_callback(name, {"data": rows, "last_id": last.number})
-        except (Exception, SystemExit):  # an exit would end this store's thread, and be all
-            log.exception("the data_callback for store %r raised", name)
+        except (Exception, SystemExit) as error:  # an exit would end only this store's thread
+            fields = about(self._keys.store(name).labels, error=error)
+            text = "the data_callback for store %r raised"
+            self._refrain.say(log.exception, error, text, name, extra=fields)
 
     def stop(self) -> None:
         """Stop to fill; chunks that are being inserted may finish first."""

@@ -1,4 +1,4 @@
-"""Pauses between attempts, and what is said of their failures."""
+"""Pauses between attempts, and whether their failures are news."""
 
 from __future__ import annotations
 
@@ -50,30 +50,3 @@ def insist(call: Callable[[], T], passing: type[Exception], deadline: float) -> 
             if time.monotonic() + pause_s > deadline:
                 raise
             threading.Event().wait(pause_s)
-
-
-class Refrain:
-    """Lets a message through once in a while, though its cause repeats with every call."""
-
-    def __init__(self, every_s: float = 10.0) -> None:
-        self._every_s = every_s
-        self._said: tuple[type[BaseException], float] | None = None
-        self._unsaid = 0
-
-    def is_due(self, error: BaseException) -> bool:
-        """Whether this error should be logged: it is of another kind, or the time has passed."""
-        now = time.monotonic()
-        if self._said and self._said[0] is type(error) and now < self._said[1] + self._every_s:
-            self._unsaid += 1
-            return False
-        self._said = (type(error), now)
-        return True
-
-    def note(self) -> str:
-        """Return what to add to a message: how often it was not said."""
-        unsaid, self._unsaid = self._unsaid, 0
-        return f" ({unsaid} times more since it was last said)" if unsaid else ""
-
-    def reset(self) -> None:
-        """Say the next one at once, after a success."""
-        self._said, self._unsaid = None, 0

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from agentlace import codec
 from agentlace.errors import AgentlaceError, Closed, DecodeError
+from agentlace.logs import Refrain, about
 from agentlace.transport.backoff import Backoff
 from agentlace.transport.connection import Broker, Channel
 from agentlace.transport.keys import NEWEST_MS, ServiceKeys
@@ -96,6 +97,7 @@ class BroadcastWatcher:
         self._stop = threading.Event()
         self._last: tuple[str, int] | None = None
         self._is_behind = True
+        self._refrain = Refrain()
         self.delivered = 0
         self.missed = 0
         self._thread = threading.Thread(target=self._run, name="watch obs", daemon=True)
@@ -111,7 +113,7 @@ class BroadcastWatcher:
             self._catch_up()
             self._is_behind = False
         except AgentlaceError as error:
-            log.warning("broadcast of %s waits for the broker: %s", self._keys.name, error)
+            self._say_waits(error)
         self._thread.start()
 
     def _catch_up(self) -> None:
@@ -134,8 +136,13 @@ class BroadcastWatcher:
             except AgentlaceError as error:
                 self._is_behind = True
                 if backoff.is_news(error) and not self._stop.is_set():
-                    log.warning("broadcast of %s waits for the broker: %s", self._keys.name, error)
+                    self._say_waits(error)
                 self._stop.wait(backoff.next_s())
+
+    def _say_waits(self, error: AgentlaceError) -> None:
+        fields = about(self._keys.labels, error=error)
+        text = "broadcast of %s waits for the broker: %s"
+        log.warning(text, self._keys.name, error, extra=fields)
 
     def _deliver(self, message: bytes | memoryview) -> None:
         if message:
@@ -150,8 +157,10 @@ class BroadcastWatcher:
     def _hand_over(self, observation: codec.Message) -> None:
         try:
             self._callback(observation.tree)
-        except Exception:
-            log.exception("the callback for an observation raised")
+        except Exception as error:
+            text, fields = "the callback for an observation raised", self._keys.labels
+            fields = about(fields, error=error)
+            self._refrain.say(log.exception, error, text, extra=fields)
 
     def _is_newer(self, meta: Mapping[str, Any]) -> bool:
         """Whether an observation comes after the last one; counts those in between."""

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, NoReturn
 
 from agentlace.codec import Frame
 from agentlace.errors import AgentlaceError, BrokerUnreachable, Closed
+from agentlace.forks import check_process, process_number
 from agentlace.transport import resp
 from agentlace.transport.backoff import Backoff
 from agentlace.transport.envelope import Envelope
-from agentlace.transport.link import LEAST_S, Address, Link, in_steps, process_number
+from agentlace.transport.link import LEAST_S, Address, Link, in_steps
 from agentlace.transport.pubsub import PLAIN, PubSub
 from agentlace.transport.resp import Command, ErrorReply, Reply
 
@@ -239,8 +240,7 @@ class Channel:
         Right after a failed attempt the same error is raised again without a new one: pauses
         between attempts grow from 50 ms to 1 s.
         """
-        if self._made_in != process_number():
-            raise Closed("this connection was made before a fork: make a new one in this process")
+        check_process(self._made_in, "this connection")
         if self._link is not None:
             return
         interrupts = self._interrupts

@@ -16,6 +16,7 @@ from agentlace.errors import (
     Closed,
     DecodeError,
 )
+from agentlace.logs import Refrain, about
 from agentlace.transport.backoff import Backoff
 from agentlace.transport.connection import MARGIN_S, Broker
 from agentlace.transport.cursor import Cursor, Lease
@@ -92,6 +93,7 @@ class Consumer:
         self._streams: dict[str, bytes] = {}
         self._by_key: dict[bytes, str] = {}
         self._joined = "0"
+        self._refrain = Refrain()
         self.is_applying = False
         self.applied = 0
         self.gaps = 0
@@ -151,7 +153,8 @@ class Consumer:
                 return
             except (AgentlaceError, ValueError) as error:
                 if backoff.is_news(error) and not self._stop.is_set():
-                    log.warning("store %r waits for the broker: %s", self._keys.name, error)
+                    text, fields = "store %r waits for the broker: %s", self._about(error=error)
+                    log.warning(text, self._keys.name, error, extra=fields)
                 self._cursor.forget_what_was_published()
                 self._stop.wait(backoff.next_s())
 
@@ -240,18 +243,19 @@ class Consumer:
                 self.is_applying = True
                 self._on_mark(actor, codec.decode_mark(frame), entry)
         except Exception as error:
-            log.error("store %r: mark %s of actor %r: %s", self._keys.name, entry, actor, error)
+            text, args = "store %r: mark %s of actor %r: %s", (self._keys.name, entry, actor, error)
+            cause, fields = ("mark", actor, type(error)), self._about(peer=actor, error=error)
+            self._refrain.say(log.error, cause, text, *args, extra=fields)
         self._cursor.move(actor, entry)
         self.is_applying = False
 
     def _reject(self, actor: str, entry: StreamId, count: int, reason: BaseException) -> None:
-        log.error(
+        self._refrain.say(
+            log.error,
+            ("rejected", actor, type(reason)),
             "store %r rejected %d transitions of actor %r, of chunk %s: %.1000s",
-            self._keys.name,
-            count,
-            actor,
-            entry,
-            reason,
+            *(self._keys.name, count, actor, entry, reason),
+            extra=self._about(peer=actor, error=reason),
         )
         self.rejected += count
 
@@ -261,13 +265,13 @@ class Consumer:
         expected = position.number + 1 if same else 1
         if first > expected and position != START:
             self.gaps += first - expected
-            log.warning(
+            self._refrain.say(
+                log.warning,
+                ("lost", actor),
                 "store %r: %d transitions of actor %r before %s are lost: dropped unread, or the "
                 "broker came back without them",
-                self._keys.name,
-                first - expected,
-                actor,
-                entry,
+                *(self._keys.name, first - expected, actor, entry),
+                extra=self._about(peer=actor),
             )
         return max(expected - first, 0)
 
@@ -297,7 +301,8 @@ class Consumer:
             self._channel.interrupt()
             thread.join(JOIN_TIMEOUT_S)
             if thread.is_alive():
-                log.error("store %r: a chunk is still being applied", self._keys.name)
+                text = "store %r: a chunk is still being applied"
+                log.error(text, self._keys.name, extra=self._about())
             else:
                 self._say_goodbye()
         self._channel.close()
@@ -311,4 +316,8 @@ class Consumer:
         except AlreadyServed:
             pass  # its successor tidies up
         except AgentlaceError as error:
-            log.warning("store %r could not publish its cursors: %s", self._keys.name, error)
+            text, fields = "store %r could not publish its cursors: %s", self._about(error=error)
+            log.warning(text, self._keys.name, error, extra=fields)
+
+    def _about(self, **fields: Any) -> dict[str, Any]:
+        return about(self._keys.labels, **fields)

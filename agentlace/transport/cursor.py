@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from agentlace.errors import AlreadyServed, BrokerAuthFailed, StoreFull
+from agentlace.logs import about
 from agentlace.transport.connection import Channel
 from agentlace.transport.keys import SEEN_MS, StoreKeys
 from agentlace.transport.presence import read_peer
@@ -113,7 +114,8 @@ class Cursor:
         try:
             self._channel.checked(self._channel.exchange([("MULTI",), *commands, ("EXEC",)]))
         except StoreFull as error:
-            log.warning("consumer %r reads on unregistered: %s", self._name, error)
+            text, fields = "consumer %r reads on unregistered: %s", about(keys.labels, error=error)
+            log.warning(text, self._name, error, extra=fields)
             self.forget_what_was_published()
             return lost
         self._say()

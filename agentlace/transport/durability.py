@@ -7,6 +7,7 @@ import threading
 import time
 
 from agentlace.errors import AgentlaceError
+from agentlace.logs import Refrain, about
 from agentlace.transport import facts
 from agentlace.transport.connection import MARGIN_S, Broker, Channel
 from agentlace.transport.held import Held
@@ -55,6 +56,7 @@ class Durability:
         self._held = held
         self._wake = threading.Event()
         self._stop = threading.Event()
+        self._refrain = Refrain()
         self._thread: threading.Thread | None = None
         self._channel: Channel | None = None
         self._connects = 0
@@ -82,8 +84,10 @@ class Durability:
                     self._look(channel)
                 except AgentlaceError as error:  # the producer says so; what is held stays
                     log.debug("store %r: nothing is known of the disk: %s", self._keys.name, error)
-                except Exception:
-                    log.exception("store %r: looking after the disk failed", self._keys.name)
+                except Exception as error:
+                    text, fields = "store %r: looking after the disk failed", self._keys.labels
+                    fields = about(fields, peer=self._actor, error=error)
+                    self._refrain.say(log.exception, error, text, self._keys.name, extra=fields)
 
     def _look(self, channel: Channel) -> None:
         channel.connect()

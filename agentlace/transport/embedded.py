@@ -24,6 +24,7 @@ from typing import IO
 
 from agentlace.config import BadSetting, BrokerURL
 from agentlace.errors import AgentlaceError, BrokerUnreachable
+from agentlace.logs import about
 from agentlace.transport.connection import Broker
 from agentlace.transport.server_process import (
     POLL_S,
@@ -208,7 +209,7 @@ def ensure(url: BrokerURL) -> None:
             raise
     if supervisor.returncode is None:
         text = "no broker at %s: started the embedded one (it ends %g s after its last client)"
-        log.warning(text, url, linger_s)
+        log.warning(text, url, linger_s, extra=about(namespace=url.namespace))
 
 
 def _settings_for(url: BrokerURL) -> Settings:

@@ -95,6 +95,11 @@ class ServiceKeys:
         return f"{self.kind}:{self.port}"
 
     @property
+    def labels(self) -> dict[str, str]:
+        """Return what a log's fields say of the service."""
+        return {"namespace": self.namespace, "service": self.name}
+
+    @property
     def server(self) -> str:
         """Return the presence key of the server."""
         return f"{self.prefix}:server"
@@ -176,6 +181,12 @@ class StoreKeys:
 
     prefix: str
     name: str
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Return what a log's fields say of the store."""
+        namespace, kind, port, _ = self.prefix.removeprefix("al:{").split(":", 3)
+        return {"namespace": namespace, "service": f"{kind}:{port}", "store": self.name}
 
     @property
     def actors(self) -> str:

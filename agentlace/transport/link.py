@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from agentlace.codec import Frame
+from agentlace.forks import process_number
 from agentlace.transport import resp
 from agentlace.transport.envelope import Envelope
 from agentlace.transport.resp import JOIN_BYTES, Buffer
@@ -21,22 +22,6 @@ LEAST_S = 0.5
 """However soon its owner's deadline, an answer of the broker is awaited for so long."""
 Address = tuple[str, int]
 """Host and port of a server; a Unix socket's path and 0."""
-
-_process = 0
-
-
-def process_number() -> int:
-    """Return a number that changes in a child process: its parent's connections are not its own."""
-    return _process
-
-
-def _note_fork() -> None:
-    global _process
-    _process += 1
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_note_fork)
 
 
 def in_steps(seconds: float) -> float:
@@ -64,6 +49,7 @@ class Link:
         self.client_id = client_id
         self.disconnect = disconnect
         self.address = address
+        self._made_in = process_number()
         self.is_plain = type(sock) is socket.socket and os.name == "posix"
         # With TCP, a read that has taken the first bytes is not woken by the rest if that is less.
         self._waits_for_more = self.is_plain and sock.family == socket.AF_UNIX
@@ -139,7 +125,12 @@ class Link:
         return True
 
     def shutdown(self) -> None:
-        """Wake the thread that reads from it: what it does fails."""
+        """Wake the thread that reads from it: what it does fails.
+
+        Not in a child process: it would end the connection of its parent.
+        """
+        if self._made_in != process_number():
+            return
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Sequence
 from typing import Any
 
 from agentlace.codec import Frame
 from agentlace.errors import MissingExtra
+from agentlace.forks import freed_by_fork
 from agentlace.transport import resp
 from agentlace.transport.channel import Channel
 from agentlace.transport.envelope import Envelope
@@ -16,7 +18,12 @@ from agentlace.transport.link import Link
 from agentlace.transport.resp import Command, ErrorReply, Reply
 
 _servers: dict[str, Any] = {}
-_servers_lock = threading.Lock()
+_servers_lock = freed_by_fork(threading.Lock())
+
+
+if hasattr(os, "register_at_fork"):
+    # A copy of the parent's broker would look as if it were shared.
+    os.register_at_fork(after_in_child=_servers.clear)
 
 
 def _server(name: str) -> Any:

@@ -23,6 +23,7 @@ from agentlace.errors import (
     PeerAbsent,
     StoreFull,
 )
+from agentlace.logs import Refrain, about
 from agentlace.telemetry import Telemetry
 from agentlace.transport.backoff import Backoff
 from agentlace.transport.connection import Broker, Channel
@@ -158,8 +159,12 @@ class Presence:
         if not error.is_forbidden or self.info["role"] == "server":
             raise error
         if not self._is_hidden:
-            log.warning("%s goes unannounced: %s", self.info["name"], error)
+            text = "%s goes unannounced: %s"
+            log.warning(text, self.info["name"], error, extra=self._about(error))
         self._is_hidden = True
+
+    def _about(self, error: Exception | None = None) -> dict[str, Any]:
+        return about(peer=self.info["name"], error=error)
 
     def _already_served(self, peer: Info) -> AlreadyServed:
         return AlreadyServed(
@@ -213,7 +218,7 @@ class Presence:
             return
         self.replaced.set()
         error = self._already_served(peer)
-        log.error("this server ends: %s", error)
+        log.error("this server ends: %s", error, extra=self._about(error))
         if self._on_replaced:
             self._on_replaced(error)
 
@@ -235,16 +240,19 @@ class Presence:
 
     def _run(self) -> None:
         backoff, pause_s, connects = Backoff(), HEARTBEAT_S, self._channel.connects
+        refrain = Refrain()
         while not self._stop.wait(pause_s) and not self.replaced.is_set():
             try:
                 self._beat_and_work()
             except AgentlaceError as error:
                 if backoff.is_news(error):
-                    log.warning("%s waits for the broker: %s", self.info["name"], error)
+                    text = "%s waits for the broker: %s"
+                    log.warning(text, self.info["name"], error, extra=self._about(error))
                 pause_s = backoff.next_s()
                 continue
-            except Exception:
-                log.exception("%s: the heartbeat's work failed", self.info["name"])
+            except Exception as error:
+                text, fields = "%s: the heartbeat's work failed", self._about(error)
+                refrain.say(log.exception, error, text, self.info["name"], extra=fields)
             if self._channel.connects != connects:
                 self._note_back()
                 connects, self._measured = self._channel.connects, 0.0
@@ -253,7 +261,8 @@ class Presence:
 
     def _note_back(self) -> None:
         self.reconnects += 1
-        log.warning("%s is connected to %s again", self.info["name"], self._broker.url)
+        text = "%s is connected to %s again"
+        log.warning(text, self.info["name"], self._broker.url, extra=self._about())
         if self._telemetry is not None:
             self._telemetry.note("reconnect", f"connected to {self._broker.url} again")
 

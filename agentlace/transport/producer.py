@@ -15,6 +15,7 @@ from agentlace.errors import (
     EncodeError,
     StoreFull,
 )
+from agentlace.logs import Refrain, about
 from agentlace.transport import facts
 from agentlace.transport.backoff import insist
 from agentlace.transport.connection import Channel, Passing
@@ -87,6 +88,10 @@ class Producer:
         self._may_forget = channel.broker.url.scheme != "memory"
         self._encoder = codec.ChunkEncoder()
         self.pending = Pending()
+        self._refrain = Refrain()
+
+    def _about(self, error: Exception | None = None) -> dict[str, Any]:
+        return about(self._keys.labels, peer=self._actor, error=error)
 
     @property
     def dropped(self) -> int:
@@ -117,7 +122,9 @@ class Producer:
         for frame, n in cut(self._encoder, list(rows), meta, errors):
             self.pending.take(frame, n)
         if errors:
-            log.error("%d transitions of store %r may not travel", len(errors), self._keys.name)
+            text, fields = "%d transitions of store %r may not travel", self._about(errors[0])
+            args = (len(errors), self._keys.name)
+            self._refrain.say(log.error, errors[0], text, *args, extra=fields)
             raise errors[0]
 
     def flush(self, timeout_s: float) -> None:
@@ -210,6 +217,7 @@ class Producer:
                 sum(chunk.rows for chunk in lost),
                 self._actor,
                 first - there - 1,
+                extra=self._about(),
             )
             self.register(self._channel)
 
@@ -308,7 +316,8 @@ class Producer:
         try:
             self.flush(timeout_s)
         except AgentlaceError as error:
-            log.warning("store %r: not all was sent at the end: %s", self._keys.name, error)
+            text = "store %r: not all was sent at the end: %s"
+            log.warning(text, self._keys.name, error, extra=self._about(error))
         mine, self._incarnation = self._incarnation, None  # no heartbeat takes the goodbye back
         self._durability.stop()
         self._held.clear()

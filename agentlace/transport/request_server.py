@@ -21,8 +21,9 @@ from agentlace.errors import (
     EncodeError,
     UnknownRequest,
 )
+from agentlace.logs import Refrain, about
 from agentlace.transport import facts
-from agentlace.transport.backoff import Backoff, Refrain
+from agentlace.transport.backoff import Backoff
 from agentlace.transport.connection import MARGIN_S, Broker
 from agentlace.transport.envelope import Envelope
 from agentlace.transport.keys import REPLY_MS, ServiceKeys
@@ -153,7 +154,8 @@ class RequestServer:
                 return
             except AgentlaceError as error:
                 if backoff.is_news(error) and not self._stop.is_set():
-                    log.warning("%s waits for the broker: %s", self._keys.name, error)
+                    text = "%s waits for the broker: %s"
+                    log.warning(text, self._keys.name, error, extra=self._about(error))
                 self._stop.wait(backoff.next_s())
                 continue
             backoff.reset()
@@ -181,7 +183,8 @@ class RequestServer:
         for _ in range(answer[0].replies - 1):
             reply = channel.receive(timeout_s)
             if isinstance(reply, ErrorReply):
-                log.error("%s could not send a reply: %s", self._keys.name, reply)
+                text, fields = "%s could not send a reply: %s", self._about(reply)
+                self._refrain.say(log.error, reply, text, self._keys.name, reply, extra=fields)
         popped = channel.checked([channel.receive(timeout_s)])[0]
         return None if popped is None else popped[1]
 
@@ -199,7 +202,8 @@ class RequestServer:
                 return
             except AgentlaceError as failure:
                 error = failure
-        log.warning("%s could not send its last reply: %s", self._keys.name, error)
+        text = "%s could not send its last reply: %s"
+        log.warning(text, self._keys.name, error, extra=self._about(error))
 
     def _answer(self, data: Any) -> _Answer | None:
         """Execute one request; returns what answers it, if anything does."""
@@ -214,14 +218,16 @@ class RequestServer:
         overdue_ms = self._broker.now_ms() - deadline_ms
         if not overdue_ms <= 0:  # nor if it is no number
             self.expired += 1
-            log.warning("%s was dropped %.0f ms after its deadline", call, overdue_ms)
+            text, cause = "%s was dropped %.0f ms after its deadline", ("dropped", call.name)
+            self._refrain.say(log.warning, cause, text, call, overdue_ms, extra=self._about())
             return None
         self.caller = caller
         reply = self._execute(call, number, payload)
         self.answered += 1
         late_ms = self._broker.now_ms() - deadline_ms
         if late_ms > 0:
-            log.warning("%s was finished %.0f ms after its deadline", call, late_ms)
+            text, cause = "%s was finished %.0f ms after its deadline", ("finished", call.name)
+            self._refrain.say(log.warning, cause, text, call, late_ms, extra=self._about())
         if call.what in AT_MOST_ONCE:
             self._remember(caller, number, reply)
         return self._envelopes.get(caller) or self._envelope(caller), reply
@@ -233,7 +239,8 @@ class RequestServer:
             found = [value.hex() for value in stamp_in(data, REQUEST_STAMP) if type(value) is bytes]
             sender = self._keys.reply(found[0]) if found else "somebody"
             text = "%s dropped a request that it cannot read, of %s: %.1000s%s"
-            log.error(text, self._keys.name, sender, error, self._refrain.note())
+            args = (self._keys.name, sender, error, self._refrain.note())
+            log.error(text, *args, extra=about(self._about(error), peer=sender))
 
     def _envelope(self, caller: bytes) -> Envelope:
         """Return what encloses a reply to a caller: its push, its expiry, and the next pop."""
@@ -257,14 +264,20 @@ class RequestServer:
         except ControlHeld as error:
             return _failure(number, error.type, error.message)
         except EncodeError as error:
-            log.error("the reply to %s may not travel: %s", call, error)
+            text, cause = "the reply to %s may not travel: %s", (call.name, type(error))
+            self._refrain.say(log.error, cause, text, call, error, extra=self._about(error))
             return _failure(number, "EncodeError", f"its reply may not travel: {error}")
         except (Exception, SystemExit) as error:
             # An exit in a thread of its own would only leave a server that looks alive.
             if isinstance(error, SystemExit) and self._thread is None:
                 raise
-            log.error("the handler of %s raised:\n%s", call, traceback.format_exc())
+            args = ("the handler of %s raised:\n%s", call, traceback.format_exc())
+            why, fields = (call.name, type(error)), self._about(error)
+            self._refrain.say(log.error, why, *args, extra=fields)
             return _failure(number, type(error).__name__, str(error))
+
+    def _about(self, error: BaseException | None = None) -> dict[str, Any]:
+        return about(self._keys.labels, error=error)
 
     def _remember(self, caller: bytes, number: int, reply: Frame) -> None:
         # The handler may change its arrays afterwards, so the reply is kept in bytes of its own.

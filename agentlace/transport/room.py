@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from agentlace.errors import AgentlaceError, BrokerAuthFailed, StoreFull
+from agentlace.logs import about
 from agentlace.transport.connection import Channel, Refused
 from agentlace.transport.keys import StoreKeys
 from agentlace.transport.lag import described
@@ -157,6 +158,7 @@ class Room:
                 self._actor,
                 self.dropped,
                 self._slowest(positions),
+                extra=about(self._keys.labels, peer=self._actor),
             )
 
     def _tell(self, positions: Mapping[str, StreamId]) -> None:

@@ -20,6 +20,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from agentlace.errors import BrokerAuthFailed, DecodeError
+from agentlace.logs import about
 from agentlace.transport.connection import Channel, Refused
 from agentlace.transport.keys import FENCE_MS, JOINED_MAX, ORPHAN_MS, StoreKeys
 from agentlace.transport.resp import Reply
@@ -136,7 +137,8 @@ def names_in(reply: Iterable[Reply]) -> list[str]:
 
 @lru_cache(maxsize=256)
 def _note_no_name(name: bytes) -> None:
-    log.error("%r among the actors or consumers is no name, and is left out", name)
+    text = "%r among the actors or consumers is no name, and is left out"
+    log.error(text, name, extra=about())
 
 
 def _position(reply: Reply) -> StreamId:

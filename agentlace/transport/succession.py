@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
+from agentlace.logs import about
 from agentlace.transport.connection import Channel
 from agentlace.transport.keys import StoreKeys
 from agentlace.transport.streams import START, StreamId, newest_id
@@ -61,6 +62,7 @@ def pass_what_is_gone(
             actor,
             mine,
             upto,
+            extra=about(keys.labels, peer=actor),
         )
         positions[actor] = upto
         gone += count

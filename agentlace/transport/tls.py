@@ -16,6 +16,7 @@ from typing import Any
 
 from agentlace.config import BadSetting, BrokerURL
 from agentlace.errors import AgentlaceError, BrokerUnreachable, TlsFailed
+from agentlace.logs import about
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +97,8 @@ def settings_of(url: BrokerURL) -> dict[str, Any]:
         raise BadSetting("broker address", f"?{next(iter(options))}=…", f"it takes ns, db, {known}")
     _check_files(found, names)
     if verify == "none":
-        log.warning("the broker at %s is not checked (verify=none): anybody could be it", url)
+        text = "the broker at %s is not checked (verify=none): anybody could be it"
+        log.warning(text, url, extra=about())
     found["ssl_cert_reqs"] = "none" if verify == "none" else "required"
     found["ssl_check_hostname"] = verify == "full"
     found["ssl_min_version"] = ssl.TLSVersion.TLSv1_2

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 
 from agentlace import codec
 from agentlace.errors import AgentlaceError, DecodeError
+from agentlace.logs import about
 from agentlace.transport.connection import Channel
 from agentlace.transport.keys import ServiceKeys
 from agentlace.transport.resp import Buffer, ErrorReply, Reply
@@ -199,6 +200,7 @@ class Fetcher:
                 "before they are here: %s",
                 self._keys.name,
                 reply,
+                extra=about(self._keys.labels),
             )
 
     def _forget(self) -> None:

@@ -20,17 +20,12 @@ from agentlace.errors import (
     Closed,
     DecodeError,
 )
+from agentlace.logs import about
 from agentlace.transport.backoff import Backoff
 from agentlace.transport.connection import Broker, Channel
 from agentlace.transport.keys import LEAF_MS, ServiceKeys
 from agentlace.transport.resp import Command, Reply
-from agentlace.transport.weights import (
-    INLINE_BYTES,
-    LeafKeys,
-    Manifest,
-    Version,
-    batches,
-)
+from agentlace.transport.weights import INLINE_BYTES, LeafKeys, Manifest, Version, batches
 from agentlace.transport.weights_pins import Kept, Pinned, Pins
 
 log = logging.getLogger(__name__)
@@ -134,7 +129,9 @@ class WeightsPublisher:
             is_lost = not channel.call("EXISTS", self._keys.weights)
         with self._changed:
             if is_lost and self._is_idle():
-                log.warning("the broker has lost the network: it is sent again")
+                log.warning(
+                    "the broker has lost the network: it is sent again", extra=self._about()
+                )
                 self._waiting, self._sent = self._newest, None
                 self._changed.notify_all()
         self._restored_connects = channel.connects
@@ -166,7 +163,8 @@ class WeightsPublisher:
         try:
             self._send(snapshot)
         except AlreadyServed as error:
-            log.error("network %d was not published: %s", snapshot.number, error)
+            text = "network %d was not published: %s"
+            log.error(text, snapshot.number, error, extra=self._about(error))
             return error
         except Exception as error:
             self._sent = None  # what arrived is unknown: everything is sent again
@@ -179,9 +177,14 @@ class WeightsPublisher:
         if not isinstance(error, AgentlaceError):
             self._channel.disconnect()  # what is under way on it is unknown
             if is_news:
-                log.error("network %d is tried again", snapshot.number, exc_info=error)
+                text, fields = "network %d is tried again", self._about(error)
+                log.error(text, snapshot.number, exc_info=error, extra=fields)
         elif is_news:
-            log.warning("network %d waits for the broker: %s", snapshot.number, error)
+            text = "network %d waits for the broker: %s"
+            log.warning(text, snapshot.number, error, extra=self._about(error))
+
+    def _about(self, error: Exception | None = None) -> dict[str, Any]:
+        return about(self._keys.labels, error=error)
 
     def _send(self, snapshot: _Snapshot) -> None:
         self._channel.connect()
@@ -251,7 +254,8 @@ class WeightsPublisher:
         try:
             return None if value is None else Manifest.decode(value)
         except DecodeError as error:
-            log.warning("the network that is there cannot be read, and is replaced: %s", error)
+            text = "the network that is there cannot be read, and is replaced: %s"
+            log.warning(text, error, extra=self._about(error))
             return None
 
     def _announce(self, manifest: Manifest) -> None:

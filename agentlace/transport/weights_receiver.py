@@ -10,7 +10,8 @@ from typing import Any
 
 from agentlace import codec
 from agentlace.errors import AgentlaceError, Closed, SchemaMismatch
-from agentlace.transport.backoff import Backoff, Refrain
+from agentlace.logs import Refrain, about
+from agentlace.transport.backoff import Backoff
 from agentlace.transport.connection import Broker
 from agentlace.transport.keys import ServiceKeys
 from agentlace.transport.subscription import Subscription
@@ -99,9 +100,14 @@ class WeightsReceiver:
         if not isinstance(error, AgentlaceError):
             self._channel.disconnect()  # what is under way on it is unknown
             if is_news:
-                log.error("weights of %s are tried again", self._keys.name, exc_info=error)
+                text = "weights of %s are tried again"
+                log.error(text, self._keys.name, exc_info=error, extra=self._about(error))
         elif is_news:
-            log.warning("weights of %s wait: %s", self._keys.name, error)
+            text = "weights of %s wait: %s"
+            log.warning(text, self._keys.name, error, extra=self._about(error))
+
+    def _about(self, error: Exception) -> dict[str, Any]:
+        return about(self._keys.labels, error=error)
 
     def _deliver(self, manifest: Manifest | None) -> None:
         if manifest is None or (self.version and manifest.version <= self.version):
@@ -115,8 +121,9 @@ class WeightsReceiver:
         self.received += 1
         try:
             self._callback(tree)
-        except Exception:
-            log.exception("the callback for network %s raised", manifest.version)
+        except Exception as error:
+            text, fields = "the callback for network %s raised", self._about(error)
+            self._refrain.say(log.exception, error, text, manifest.version, extra=fields)
 
     def _fits(self, tree: Any, version: Version) -> bool:
         """Check a network; one that is refused is not fetched again."""
@@ -125,9 +132,10 @@ class WeightsReceiver:
                 self._check(tree)
         except SchemaMismatch as error:
             self._refused, self.refusal = version, error
-            if self._refrain.is_due(error):
-                text = "network %s of %s is refused, the one before it stays: %s%s"
-                log.error(text, version, self._keys.name, error, self._refrain.note())
+            fields = self._about(error)
+            text = "network %s of %s is refused, the one before it stays: %s"
+            args = (version, self._keys.name, error)
+            self._refrain.say(log.error, error, text, *args, extra=fields)
             self._on_refused(error)
             return False
         self.refusal = None

@@ -1,0 +1,163 @@
+"""Builds sdist and wheel, and uses the wheel in environments of their own.
+
+    python .ci/wheels.py            Python 3.10 and 3.13, those of them that are here
+    python .ci/wheels.py 3.12
+
+What is built stays in build/dist. Needs the package `build`; `make wheels` has it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+DIST = ROOT / "build" / "dist"
+VERSIONS = ("3.10", "3.13")
+ALWAYS_INSIDE = (
+    "agentlace/py.typed",
+    "agentlace/_broker/redis.conf",
+    "agentlace/_broker/users.acl",
+)
+PROBE = """
+import sys
+import agentlace
+from agentlace import InferenceClient, InferenceServer, MissingExtra
+from agentlace.transport.server_process import redis_conf
+from agentlace.transport.secured import users_template
+
+assert "site-packages" in agentlace.__file__, agentlace.__file__
+assert redis_conf().is_file() and "user actor" in users_template()
+for name in ("typer", "gymnasium", "cv2", "jax", "fakeredis", "starlette"):
+    assert name not in sys.modules
+try:
+    agentlace.GymEnvClient
+except MissingExtra as error:
+    assert "pip install 'agentlace[gym]'" in str(error), error
+else:
+    raise AssertionError("gymnasium is here")
+with InferenceServer(5600) as server:
+    server.register_interface("double", lambda x: 2 * x)
+    server.start(threaded=True)
+    with InferenceClient("localhost", 5600, timeout_ms=10000) as client:
+        assert client.call("double", 21) == 42, client.last_error
+print("the broker of the wheel answers,", agentlace.__version__)
+"""
+
+
+def main(versions: list[str]) -> int:
+    begin = time.monotonic()
+    environment = dict(os.environ)
+    for name in ("PYTHONPATH", "AGENTLACE_BROKER", "AGENTLACE_NAMESPACE"):
+        environment.pop(name, None)
+    wheel = build(environment)
+    for version in versions or VERSIONS:
+        python = interpreter(version)
+        if python is None:
+            say(f"Python {version}: skipped, there is none here")
+            continue
+        try_in_its_own_environment(wheel, version, python, environment)
+    say(f"wheel and sdist are in {DIST.relative_to(ROOT)} ({time.monotonic() - begin:.0f} s)")
+    return 0
+
+
+def build(environment: dict[str, str]) -> Path:
+    """Build the sdist, and the wheel from it, so that what it lacks is noticed."""
+    shutil.rmtree(DIST, ignore_errors=True)
+    pins = constraints(".".join(map(str, sys.version_info[:2])))
+    pinned = {"PIP_CONSTRAINT": str(pins), "PIP_BUILD_CONSTRAINT": str(pins)} if pins else {}
+    command = [sys.executable, "-m", "build", "--outdir", str(DIST), str(ROOT)]
+    run(command, {**environment, **pinned})
+    (wheel,), (sdist,) = DIST.glob("*.whl"), DIST.glob("*.tar.gz")
+    inside = set(zipfile.ZipFile(wheel).namelist())
+    tracked = run(["git", "-C", str(ROOT), "ls-files", "agentlace"], environment).split()
+    missing = sorted({*ALWAYS_INSIDE, *tracked} - inside)
+    assert not missing, f"not in the wheel: {missing}"
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    missing = sorted({*tracked, "pyproject.toml", "LICENSE", "broker/redis.conf"} - names)
+    assert not missing, f"not in the sdist: {missing}"
+    say(f"{wheel.name}: {wheel.stat().st_size >> 10} KiB, {len(inside)} files")
+    return wheel
+
+
+def try_in_its_own_environment(
+    wheel: Path, version: str, python: Path, environment: dict[str, str]
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="agentlace-wheel-") as folder:
+        # Where this runs nothing of the checkout can be imported, and the port is its own.
+        environment = {**environment, "AGENTLACE_BROKER": f"redis://127.0.0.1:{free_port()}"}
+        venv = Path(folder) / "venv"
+        run([str(python), "-m", "venv", str(venv)], environment)
+        pins = constraints(version)
+        pip = [str(venv / "bin/python"), "-m", "pip", "install", "-qq", "--no-input"]
+        pip += ["--disable-pip-version-check", *(["--constraint", str(pins)] if pins else [])]
+        run([*pip, str(wheel)], environment, folder)
+        told = run([str(venv / "bin/python"), "-c", PROBE], environment, folder)
+        without = subprocess.run(
+            [venv / "bin/agentlace", "version"], capture_output=True, text=True, cwd=folder
+        )
+        assert without.returncode == 1 and "Traceback" not in without.stderr, without
+        assert "agentlace[cli]" in without.stderr, without
+        run([*pip, f"{wheel}[cli]"], environment, folder)
+        found = run([str(venv / "bin/agentlace"), "version"], environment, folder).strip()
+        assert found == wheel.name.split("-")[1], found
+        say(f"Python {version}: {told.strip()}; agentlace version says {found}")
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def constraints(version: str) -> Path | None:
+    path = ROOT / "constraints" / f"py{version}.txt"
+    return path if path.exists() else None
+
+
+def interpreter(version: str) -> Path | None:
+    """Return a Python of this version: from PATH, or one of pyenv's; None if there is none."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    found = shutil.which(f"python{version}")
+    candidates = [
+        *sorted(pyenv.glob(f"{version}.*/bin/python{version}")),
+        *([found] if found else []),
+    ]
+    for candidate in candidates:
+        code = f"import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != {pair_of(version)})"
+        if subprocess.run([candidate, "-c", code], capture_output=True).returncode == 0:
+            return Path(candidate)
+    return None
+
+
+def pair_of(version: str) -> tuple[int, int]:
+    major, minor = version.split(".")
+    return int(major), int(minor)
+
+
+def run(command: list[str], environment: dict[str, str], folder: str | None = None) -> str:
+    """Run a command and return its output; show it and end if it fails."""
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(
+            f"{' '.join(command[:4])} … ended with {done.returncode}:\n{done.stdout}{done.stderr}"
+        )
+    return done.stdout
+
+
+def say(text: str) -> None:
+    print(f"==> {text}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
