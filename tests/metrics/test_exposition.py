@@ -1,6 +1,5 @@
 """What Prometheus reads, from one process and of the whole system, with its own parser."""
 
-import contextlib
 import os
 import subprocess
 import sys
@@ -13,30 +12,15 @@ from typer.testing import CliRunner
 
 from agentlace import ActionClient, ActionConfig, ActionServer, metrics
 from agentlace.cli.app import app
-from agentlace.config import BrokerURL
 from agentlace.errors import AgentlaceError
 from agentlace.metrics.exposition import Families
-from agentlace.operating import take
 from agentlace.operating.prometheus import SYSTEM, exposition
 from agentlace.telemetry import METRICS, Sample
-from agentlace.transport.connection import Broker
-from tests.operating.test_snapshot import found, system
+from tests.operating.conftest import found, look, running  # noqa: F401 - fixtures
+from tests.operating.test_snapshot import system
 from tests.services.support import free_port
 
 CONFIG = ActionConfig(port_number=5601, action_keys=["move"], observation_keys=["joints"])
-
-
-@pytest.fixture
-def running():
-    with contextlib.ExitStack() as stack:
-        yield stack.enter_context
-
-
-@pytest.fixture
-def look(broker_url):
-    broker = Broker(BrokerURL.parse(broker_url))
-    with contextlib.closing(broker.channel()) as channel:
-        yield lambda: take(channel, broker.url.namespace)
 
 
 def read(url):
@@ -114,12 +98,11 @@ def test_the_environment_asks_for_an_endpoint(broker_url):
         first.communicate()
 
 
-def test_the_whole_system(running, look, broker_url):
+def test_the_whole_system(running, found, broker_url):
     server, *_ = system(running, broker_url)
     server.publish_network({"w": np.zeros(3)})
     server.telemetry.report({'a "quoted"\nname': 2.0})
     snapshot = found(
-        look,
         lambda s: s.server("trainer:5555").value("reported") == 2.0 and not s.stores[0].behind,
         "the trainer's numbers",
     )
@@ -138,9 +121,9 @@ def test_the_whole_system(running, look, broker_url):
     assert all(kind in ("counter", "gauge") for kind in kinds.values())
 
 
-def test_the_command_prints_once(running, look, broker_url):
+def test_the_command_prints_once(running, found, broker_url):
     system(running, broker_url)
-    found(look, lambda s: s.server("trainer:5555"), "the trainer")
+    found(lambda s: s.server("trainer:5555"), "the trainer")
     result = CliRunner().invoke(app, ["metrics", "--broker", broker_url])
     assert result.exit_code == 0, result.output
     assert "agentlace_up" in parsed(result.output)[0]
