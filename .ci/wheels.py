@@ -16,6 +16,7 @@ import tarfile
 import tempfile
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,7 +30,8 @@ ALWAYS_INSIDE = (
 PROBE = """
 import sys
 import agentlace
-from agentlace import InferenceClient, InferenceServer, MissingExtra
+from agentlace import AgentlaceError, BrokerURL, InferenceClient, InferenceServer, MissingExtra
+from agentlace.transport.connection import Broker
 from agentlace.transport.server_process import redis_conf
 from agentlace.transport.secured import users_template
 
@@ -48,6 +50,11 @@ with InferenceServer(5600) as server:
     server.start(threaded=True)
     with InferenceClient("localhost", 5600, timeout_ms=10000) as client:
         assert client.call("double", 21) == 42, client.last_error
+channel = Broker(BrokerURL.resolve(None)).channel()
+try:
+    channel.call("SHUTDOWN", "NOSAVE")  # it would stay for 30 s, in a folder that goes
+except AgentlaceError:
+    pass
 print("the broker of the wheel answers,", agentlace.__version__)
 """
 
@@ -58,12 +65,10 @@ def main(versions: list[str]) -> int:
     for name in ("PYTHONPATH", "AGENTLACE_BROKER", "AGENTLACE_NAMESPACE"):
         environment.pop(name, None)
     wheel = build(environment)
-    for version in versions or VERSIONS:
-        python = interpreter(version)
-        if python is None:
-            say(f"Python {version}: skipped, there is none here")
-            continue
-        try_in_its_own_environment(wheel, version, python, environment)
+    with ThreadPoolExecutor() as pool:
+        tried = pool.map(lambda version: use(wheel, version, environment), versions or VERSIONS)
+        for told in tried:
+            say(told)
     say(f"wheel and sdist are in {DIST.relative_to(ROOT)} ({time.monotonic() - begin:.0f} s)")
     return 0
 
@@ -88,9 +93,11 @@ def build(environment: dict[str, str]) -> Path:
     return wheel
 
 
-def try_in_its_own_environment(
-    wheel: Path, version: str, python: Path, environment: dict[str, str]
-) -> None:
+def use(wheel: Path, version: str, environment: dict[str, str]) -> str:
+    """Use the wheel in an environment of its own; returns what came of it."""
+    python = interpreter(version)
+    if python is None:
+        return f"Python {version}: skipped, there is none here"
     with tempfile.TemporaryDirectory(prefix="agentlace-wheel-") as folder:
         # Where this runs nothing of the checkout can be imported, and the port is its own.
         environment = {**environment, "AGENTLACE_BROKER": f"redis://127.0.0.1:{free_port()}"}
@@ -109,7 +116,7 @@ def try_in_its_own_environment(
         run([*pip, f"{wheel}[cli]"], environment, folder)
         found = run([str(venv / "bin/agentlace"), "version"], environment, folder).strip()
         assert found == wheel.name.split("-")[1], found
-        say(f"Python {version}: {told.strip()}; agentlace version says {found}")
+        return f"Python {version}: {told.strip()}; agentlace version says {found}"
 
 
 def free_port() -> int:

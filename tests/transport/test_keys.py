@@ -30,7 +30,7 @@ def methods(owner):
     service = ServiceKeys("ns", "trainer", 5555)
     made = service if owner is ServiceKeys else service.store(STORE)
     for name, member in vars(owner).items():
-        if name in ("prefix", "name", "store") or name.startswith("_"):
+        if name in ("prefix", "name", "labels", "store") or name.startswith("_"):
             continue
         if isinstance(member, property):
             yield getattr(made, name)
