@@ -21,6 +21,7 @@ LAYERS = {
     "_version": 0,
     "files": 0,
     "waits": 0,
+    "wording": 0,
     "telemetry": 1,
     "config": 1,
     "codec": 1,
