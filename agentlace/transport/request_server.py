@@ -13,7 +13,14 @@ from typing import Any, NamedTuple, TypeVar
 
 from agentlace.codec import Frame, StampedDecoder, StampedEncoder, encode_stamped
 from agentlace.codec.unstamped import stamp_in
-from agentlace.errors import AgentlaceError, Closed, DecodeError, EncodeError, UnknownRequest
+from agentlace.errors import (
+    AgentlaceError,
+    Closed,
+    ControlHeld,
+    DecodeError,
+    EncodeError,
+    UnknownRequest,
+)
 from agentlace.transport import facts
 from agentlace.transport.backoff import Backoff, Refrain
 from agentlace.transport.connection import MARGIN_S, Broker
@@ -97,6 +104,9 @@ class RequestServer:
         keys: which service.
         handler: what to do; an exception is answered to the caller and logged here.
         token: this server's identity.
+
+    Attributes:
+        caller: who has sent the request that is being handled.
     """
 
     def __init__(self, broker: Broker, keys: ServiceKeys, handler: Handler, token: str) -> None:
@@ -115,6 +125,7 @@ class RequestServer:
         self._envelopes: dict[bytes, Envelope] = {}
         self._run = ""
         self._connects = 0
+        self.caller = b""
         self.answered = 0
         self.expired = 0
         self.unreadable = 0
@@ -205,6 +216,7 @@ class RequestServer:
             self.expired += 1
             log.warning("%s was dropped %.0f ms after its deadline", call, overdue_ms)
             return None
+        self.caller = caller
         reply = self._execute(call, number, payload)
         self.answered += 1
         late_ms = self._broker.now_ms() - deadline_ms
@@ -242,6 +254,8 @@ class RequestServer:
             return call.replies.encode((number,), result)
         except UnknownRequest as error:
             return _failure(number, "UnknownRequest", str(error), "unknown")
+        except ControlHeld as error:
+            return _failure(number, error.type, error.message)
         except EncodeError as error:
             log.error("the reply to %s may not travel: %s", call, error)
             return _failure(number, "EncodeError", f"its reply may not travel: {error}")

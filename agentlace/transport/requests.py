@@ -31,6 +31,7 @@ from agentlace.codec.unstamped import Stamped, stamp_in
 from agentlace.errors import (
     AgentlaceError,
     BrokerUnreachable,
+    ControlHeld,
     DecodeError,
     RemoteError,
     RequestTimeout,
@@ -85,6 +86,7 @@ class RequestClient:
         server: returns the token of the server that is there now, None if none is known.
 
     Attributes:
+        caller: what every request says of who sends it.
         made: calls so far.
         failed: those of them that got no answer, or an error.
         unanswered: what it waits for, if that takes long.
@@ -96,8 +98,8 @@ class RequestClient:
         self._broker = broker
         self._keys = keys
         self._server = server
-        self._caller = uuid.uuid4().bytes
-        self._reply_key = keys.reply(self._caller.hex())
+        self.caller = uuid.uuid4().bytes
+        self._reply_key = keys.reply(self.caller.hex())
         self._channel = broker.channel(key=keys.prefix)
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -203,7 +205,7 @@ class RequestClient:
             meta = {"what": what, "name": name, "run": self._run, "repeats": repeats}
             encoder = StampedEncoder(REQUEST, meta, REQUEST_STAMP)
             keep(self._encoders, (what, name, repeats), encoder, ENCODERS)
-        return encoder.encode((ticket.id, self._broker.at_ms(end), self._caller), payload)
+        return encoder.encode((ticket.id, self._broker.at_ms(end), self.caller), payload)
 
     def _awaited(self, what: str, name: str) -> str:
         return f"reply of {self._keys.name} to {what} {name!r}"
@@ -313,4 +315,6 @@ def _checked(meta: Mapping[str, Any]) -> Mapping[str, Any]:
 def _raise(meta: Mapping[str, Any]) -> NoReturn:
     if meta["status"] == "unknown":
         raise UnknownRequest(str(meta.get("message")))
+    if meta.get("type") == ControlHeld.__name__:
+        raise ControlHeld(str(meta.get("message")))
     raise RemoteError(str(meta.get("type")), str(meta.get("message")))
