@@ -23,6 +23,7 @@ LAYERS = {
     "image_codecs": 0,
     "logs": 0,
     "progress": 0,
+    "wording": 0,
     "forks": 1,
     "config": 1,
     "codec": 1,

@@ -224,6 +224,7 @@ class ActionClient(DrivingClient):
             missed = self.missed_obs + (0 if newest is None else newest.missed)
             yield Sample("observations_missed_total", missed)
             delivered = sum(watcher.delivered for watcher in self._watchers)
+            delivered += 0 if newest is None else newest.delivered
             yield Sample("observations_received_total", delivered)
         yield from self._images.samples()
 

@@ -11,8 +11,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from agentlace.cli.wording import per_second, seconds, size
 from agentlace.operating.report import Drop, NodeReport, Report, ServiceReport, StoreReport
+from agentlace.wording import per_second, seconds, size
 
 ROWS = 12
 """So many nodes of a service are shown one by one; those with something to tell come first."""
@@ -154,7 +154,7 @@ def _together(nodes: list[NodeReport]) -> str:
 
 def _table(nodes: list[NodeReport], width: int) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
-    node_width, where_width = (30, 24) if width >= WIDE else (19, 12)
+    node_width, where_width = (30, 24) if width >= WIDE else (19, 11)
     for title, column in (("  node", node_width), ("where", where_width)):
         table.add_column(title, overflow="ellipsis", no_wrap=True, width=column)
     table.add_column("state", no_wrap=True, min_width=10)

@@ -16,7 +16,6 @@ from agentlace.cli import tail_lines
 from agentlace.cli.options import BrokerOption, NamespaceOption, broker_url, channel
 from agentlace.cli.services import service_keys
 from agentlace.cli.tally import Tally
-from agentlace.cli.wording import per_second
 from agentlace.codec import Chunk
 from agentlace.errors import BrokerUnreachable
 from agentlace.operating.following import (
@@ -31,6 +30,7 @@ from agentlace.operating.peers import Peer, peers
 from agentlace.transport.backoff import Backoff
 from agentlace.transport.connection import Broker, Channel
 from agentlace.transport.keys import ServiceKeys
+from agentlace.wording import per_second
 
 SLICE_S = 0.5
 QUEUE_POLL_S = 0.1

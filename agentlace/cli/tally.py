@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from agentlace.cli.wording import per_second, seconds, size
+from agentlace.wording import per_second, seconds, size
 
 EVERY_S = 1.0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from agentlace.codec.images import Encoded, encoded_of
 from agentlace.errors import AgentlaceError
 
 ARRAY, BYTES = "$array", "$bytes"
@@ -105,6 +107,10 @@ def to_json(tree: Any) -> Any:
 
 def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Yield all leaves with their paths, such as ``observations/image``."""
+    image = _image(tree)
+    if image is not None:
+        yield path, image
+        return
     if isinstance(tree, dict) and tree:
         items: Any = tree.items()
     elif isinstance(tree, (list, tuple)) and tree:
@@ -116,12 +122,21 @@ def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield from leaves(value, f"{path}/{name}" if path else str(name))
 
 
+def _image(value: Any) -> Encoded | None:
+    """Return the encoded image that this is; it is shown as one, and not decoded."""
+    with contextlib.suppress(AgentlaceError):
+        return encoded_of(value)
+    return None
+
+
 def structure(tree: Any) -> str:
     """Return what a tree consists of, in one line: paths, dtypes and shapes."""
     return ", ".join(f"{path or 'value'} {_kind(leaf)}" for path, leaf in leaves(tree))
 
 
 def _kind(leaf: Any) -> str:
+    if isinstance(leaf, Encoded):
+        return str(leaf)
     if isinstance(leaf, np.ndarray):
         return f"{leaf.dtype}{list(leaf.shape)}"
     return str(leaf.dtype) if isinstance(leaf, np.generic) else type(leaf).__name__
@@ -134,6 +149,8 @@ def described(tree: Any) -> Iterator[str]:
 
 
 def _shown(leaf: Any) -> str:
+    if isinstance(leaf, Encoded):
+        return f"{leaf}, {leaf.data.nbytes:,} B"
     if not isinstance(leaf, np.ndarray):
         return repr(leaf)[:SHOWN_CHARS]
     if leaf.size == 0 or leaf.dtype.kind not in "biuf":

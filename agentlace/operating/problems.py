@@ -9,6 +9,7 @@ from agentlace.operating.peers import Peer
 from agentlace.operating.snapshot import Snapshot
 from agentlace.operating.stores import StoreState
 from agentlace.transport.lag import ConsumerState
+from agentlace.wording import seconds, size
 
 NEARLY_FULL = 0.8
 """A stream, or the broker, is nearly full from this share of what it may have."""
@@ -67,10 +68,12 @@ def _of_broker(snapshot: Snapshot) -> Iterator[Problem]:
 def _of_peer(snapshot: Snapshot, peer: Peer) -> Iterator[Problem]:
     place = f"{peer.host} pid {peer.pid}"
     if peer.is_late:
-        text = f"no heartbeat for {peer.beat_s:.0f} s: it is stopped, stuck or cut off ({place})"
+        text = f"no heartbeat for {seconds(peer.beat_s)}: it is stopped, stuck or cut off ({place})"
         yield Problem("late", called(peer), text)
     if peer.is_server and not peer.is_there and (left := _left_behind(snapshot, peer)):
-        text = f"gone since {peer.beat_s:.0f} s (was {place}), and {left} of its clients are there"
+        text = (
+            f"gone since {seconds(peer.beat_s)} (was {place}), and {left} of its clients are there"
+        )
         yield Problem("gone", called(peer), text, f"start the server of {peer.service}")
 
 
@@ -85,7 +88,7 @@ def _of_store(snapshot: Snapshot, store: StoreState) -> Iterator[Problem]:
     if store.behind and fullest > NEARLY_FULL * budget / len(store.streams):
         does = "update() waits" if store.when_full == "block" else "the oldest are dropped"
         text = (
-            f"{store.nbytes:,} of {budget:,} bytes are used, then {does}; kept for "
+            f"{size(store.nbytes)} of {size(budget)} are used, then {does}; kept for "
             f"{_whose(store.consumers[0])}"
         )
         yield Problem("store full", where, text, _hint(store.consumers[0]))
@@ -101,7 +104,9 @@ def _stands_still(consumer: ConsumerState) -> bool:
 
 def _whose(consumer: ConsumerState) -> str:
     place = f"{consumer.host} pid {consumer.pid}" if consumer.pid else "not seen for days"
-    since = "" if consumer.progress_s is None else f", no progress for {consumer.progress_s:.0f} s"
+    since = (
+        "" if consumer.progress_s is None else f", no progress for {seconds(consumer.progress_s)}"
+    )
     state = "" if consumer.is_alive else ", not alive"
     behind = f"{consumer.behind:,} transitions behind"
     return f"consumer {consumer.name}, {behind} ({place}{state}{since})"
@@ -150,5 +155,5 @@ def _of_network(peer: Peer, server: Peer) -> Iterator[Problem]:
     age_s = peer.value("network_age_seconds")
     if newest is None or mine is None or newest - mine < 2 or (age_s or 0.0) < OLD_NETWORK_S:
         return
-    text = f"acts with network {mine:.0f} ({age_s:.0f} s old), the newest is {newest:.0f}"
+    text = f"acts with network {mine:.0f} ({seconds(age_s)} old), the newest is {newest:.0f}"
     yield Problem("old network", called(peer), text)

@@ -21,6 +21,7 @@ DROPS = {
     "requests_failed_total": "requests without an answer",
     "networks_superseded_total": "networks superseded",
     "observations_missed_total": "observations missed",
+    "actions_refused_total": "actions of clients without control",
 }
 """Counters of what did not arrive, each with its reason."""
 

@@ -16,6 +16,7 @@ from agentlace.transport.keys import StoreKeys
 from agentlace.transport.lag import described
 from agentlace.transport.streams import START, Retention, StreamId, applied, cursors, trim_read
 from agentlace.waits import Trying
+from agentlace.wording import size
 
 log = logging.getLogger(__name__)
 
@@ -166,8 +167,8 @@ class Room:
         if time.monotonic() > self._next_tell:
             self._next_tell = time.monotonic() + TELL_EVERY_S
             self.waiting.failed(
-                f"room in store {self._keys.name!r}: {self._kept_bytes:,} of "
-                f"{self.share_bytes:,} bytes are used; {self._slowest(positions)}"
+                f"room in store {self._keys.name!r}: {size(self._kept_bytes)} of "
+                f"{size(self.share_bytes)} are used; {self._slowest(positions)}"
             )
 
     def _full_message(self, positions: Mapping[str, StreamId]) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from agentlace.cli import main, services, values
+from agentlace.codec.images import encode_image
 from agentlace.errors import PeerAbsent, RemoteError, UnknownRequest
 from tests.cli.operated import policy, robot, run, run_json, trainer_and_actor
 
@@ -155,6 +156,14 @@ def test_json_comes_back():
     assert again["image"].dtype == np.uint8 and again["image"].shape == (2, 2)
     assert again["half"].dtype == np.float16 and again["half"] == 0.5
     assert (again["raw"], again["flag"], again["names"]) == (b"hi", True, ["a", "b"])
+
+
+def test_an_encoded_image_is_shown_as_one():
+    pytest.importorskip("cv2", reason="needs the extra 'image'")
+    tree = {"wrist": encode_image(np.zeros((8, 6, 3), np.uint8), "png")}
+    (line,) = values.described(tree)
+    assert line.startswith("wrist: ") and "png" in line and line.endswith(" B")
+    assert "png" in values.structure(tree)
 
 
 @pytest.mark.parametrize("text", ["{", '{"$array": [1], "dtype": "nothing"}', '{"$bytes": "%"}'])

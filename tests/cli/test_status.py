@@ -2,8 +2,10 @@
 
 import io
 import json
+import re
 import sys
 import threading
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -14,9 +16,18 @@ from agentlace.config import BrokerURL
 from agentlace.data import RateLimiter, ReplayBuffer
 from agentlace.errors import Closed
 from agentlace.operating.problems import Problem
-from agentlace.operating.report import BrokerReport, Drop, NodeReport, Policy, Report, ServiceReport
+from agentlace.operating.report import (
+    BrokerReport,
+    Drop,
+    NodeReport,
+    Policy,
+    Report,
+    ServiceReport,
+    StoreReport,
+)
 from agentlace.transport.connection import Broker
 from agentlace.transport.keys import ServiceKeys
+from agentlace.transport.lag import ConsumerState
 from tests.cli.operated import Command, insert, run, run_json, trainer_and_actor
 from tests.services.support import InThread, wait_until
 
@@ -144,6 +155,7 @@ def test_a_crowd_in_a_narrow_terminal():
     text = shown(crowd(), 80)
     lines = text.splitlines()
     assert max(map(len, lines)) <= 80 and len(lines) <= 30
+    assert any(line.endswith(" lag") for line in lines)
     assert lines[2].startswith("! actor robot-40: no heartbeat for 4 s")
     assert "late 4 s" in text and "actor robot-50" in text
     assert "and 54 more, none idle, 1,080 /s out, policies 1041 to 1041" in text
@@ -155,3 +167,68 @@ def test_all_of_a_crowd():
     text = shown(crowd(), 120, show_all=True)
     assert all(f"actor robot-{number:02} " in text for number in range(64))
     assert "lab-machine-3.example" in text
+
+
+def example():
+    """Return the report that the documentation shows."""
+    gib = 1 << 30
+    trainer = node(
+        "trainer:5555",
+        does="trainer",
+        is_server=True,
+        host="gpu",
+        pid=4321,
+        rates={"transitions_applied": 0.0, "networks": 0.0},
+        progress_s=21.0,
+        policy=Policy(41, None, 0),
+        waits=["4,212 of 10,000 transitions inserted (for 21 s); 2 actors"],
+        reports={"critic_loss": 0.0321},
+    )
+    room = (
+        "room in store 'env': 512 MiB of 512 MiB are used; consumer 'recorder:pick' "
+        "(host lab, pid 77, last seen 63 s ago) is 5210 transitions behind (for 21 s)"
+    )
+    actors = [
+        node(f"robot-{number}", host="lab", pid=100 + number, lag=12, waits=[room], **more)
+        for number, more in ((1, {}), (2, {"policy": Policy(39, 190.0, 2)}))
+    ]
+    actors = [replace(a, rates={"transitions_sent": 0.0}, progress_s=21.0) for a in actors]
+    actors[0] = replace(actors[0], policy=Policy(41, 22.0, 0))
+    recorder = ConsumerState("trainer:5555", "env", "recorder:pick", "lab", 77, 5210, 64.0, 63)
+    learner = ConsumerState(
+        "trainer:5555", "env", f"trainer:{'c0ffee' * 5}", "gpu", 4321, 0, 21.0, 1
+    )
+    store = StoreReport("trainer:5555", "env", gib - 4096, gib, "block", 2, [recorder, learner])
+    keys = {"trainer stream:*": gib, "trainer weights:*": 48 << 20, "action obs": 12_544}
+    broker = BrokerReport(
+        *("redis://gpu:6379", "valkey 9.0.1", 7_200.0, 3 * gib // 2, 4 * gib, "noeviction"),
+        *(14, 0.0004, keys),
+    )
+    found = [
+        Problem(
+            "store full",
+            "store env",
+            "1.0 GiB of 1.0 GiB are used, then update() waits; kept for consumer "
+            "recorder:pick, 5,210 transitions behind (lab pid 77, not alive, no progress for 64 s)",
+            "start it, or, if it is gone for good: agentlace consumers forget recorder:pick",
+        ),
+        Problem(
+            "old network",
+            "actor robot-2",
+            "acts with network 39 (190 s old), the newest is 41",
+        ),
+    ]
+    drop = Drop(
+        *("trainer:5555", "trainer:5555", "networks_superseded", "networks superseded", ""),
+        *(10, 0.0),
+    )
+    service = ServiceReport("trainer:5555", 0, None, [trainer, *actors])
+    return Report(0.0, "default", broker, found, [service], [store], [drop])
+
+
+def test_the_example_in_the_documentation(request):
+    """Printed anew: ``pytest tests/cli/test_status.py -k documentation`` shows the difference."""
+    page = (request.config.rootpath / "docs" / "operating.md").read_text()
+    lines = [line.rstrip() for line in shown(example(), 80).splitlines()]
+    clock = re.compile(r"\d\d:\d\d:\d\d")
+    assert clock.sub("12:03:11", "\n".join(lines)) in page

@@ -16,7 +16,6 @@ from agentlace.errors import AgentlaceError
 from agentlace.metrics.exposition import Families
 from agentlace.operating.prometheus import SYSTEM, exposition
 from agentlace.telemetry import METRICS, Sample
-from tests.operating.conftest import found, look, running  # noqa: F401 - fixtures
 from tests.operating.test_snapshot import system
 from tests.services.support import free_port
 

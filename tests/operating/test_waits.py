@@ -97,7 +97,7 @@ def test_actors_say_what_holds_them_up(running, found, broker_url, namespace, ma
     (room,), (applied,), (reply,) = (
         waits_of(snapshot, name) for name in ("sender", "confirmer", "asker")
     )
-    assert room.startswith("room in store 'full': 1") and "of 20,000 bytes are used" in room
+    assert room.startswith("room in store 'full': 1") and "of 19.5 KiB are used" in room
     assert "consumer 'recorder:pick' (not seen for days) is" in room
     assert applied.startswith("the trainer to apply what was sent to store 'slow' (for ")
     assert reply.startswith("reply of trainer:5555 to request 'ask' (for ")

@@ -16,7 +16,7 @@ def seconds(value: float | None) -> str:
 def size(nbytes: float) -> str:
     """Return a number of bytes."""
     for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if nbytes >= scale:
+        if nbytes >= 0.9995 * scale:
             return f"{nbytes / scale:.{1 if nbytes < 99.5 * scale else 0}f} {unit}"
     return f"{nbytes:.0f} B"
 
