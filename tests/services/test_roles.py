@@ -10,8 +10,11 @@ import pytest
 
 from agentlace.action import ActionClient, ActionConfig, ActionServer
 from agentlace.config import BadSetting, BrokerURL, TrainerConfig
+from agentlace.dashboard.cameras import Cameras
+from agentlace.dashboard.desk import Desk
+from agentlace.dashboard.feed import Feed
 from agentlace.data.data_store import QueuedDataStore
-from agentlace.errors import BrokerAuthFailed
+from agentlace.errors import AgentlaceError, BrokerAuthFailed
 from agentlace.inference import InferenceClient, InferenceServer
 from agentlace.operating import take
 from agentlace.trainer import TrainerClient, TrainerServer
@@ -324,6 +327,28 @@ def test_an_operator(lab, at, running, nothing_refused, namespace):
         assert order(channel, keys, PAUSE, "a test", 20.0) == "all actors paused"
         assert order(channel, keys, RESUME, "a test", 20.0) == "resumed"
         channel.call("LREM", keys.commands, 1, "withdrawn")
+
+
+def test_a_dashboard(lab, at, running, nothing_refused):
+    """It looks as an observer; its buttons need an operator."""
+    learner = running(TrainerServer(TRAINER, broker=at("learner")))
+    learner.start(threaded=True)
+    robot = ActionServer(ACTION, lambda keys: {}, None, broker=at("actor"))
+    running(robot).start(threaded=True)
+    robot.publish_obs({"image": np.zeros((48, 64, 3), np.uint8)})
+    url = BrokerURL.parse(at("observer"))
+    feed = Feed(url, every_s=0.2)
+    feed.start()
+    with contextlib.closing(Cameras(url)) as cameras:
+        wait_until(lambda: cameras.newest("action:5556").names == ["image"])
+    wait_until(lambda: len(feed.state().get("nodes", [])) == 2, what="both servers")
+    feed.stop()
+    done = Desk(BrokerURL.parse(at("operator"))).order("trainer:5555", PAUSE, "a test")
+    assert done == "all actors paused"
+    assert lab.refusals() == set()
+    with pytest.raises(AgentlaceError, match="start the dashboard with --operator-broker"):
+        Desk(url).order("trainer:5555", PAUSE, "a test")
+    lab.refusals()
 
 
 def test_an_administrator(lab, at):
