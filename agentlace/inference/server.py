@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Any
 
 from agentlace.config import BrokerURL, InferenceConfig
+from agentlace.inference.interface import Function, Interface
 from agentlace.service import Server
 
 
@@ -30,16 +30,25 @@ class InferenceServer(Server):
         broker: str | BrokerURL | None = None,
     ) -> None:
         super().__init__("inference", InferenceConfig(port_num), broker, log_level)
-        self.interfaces: dict[str, Callable[[Any], Any]] = {}
+        self.interfaces: dict[str, Interface] = {}
 
-    def register_interface(self, name: str, callback: Callable[[Any], Any]) -> None:
-        """Offer ``callback(payload)`` under a name; before or after ``start``."""
-        self.interfaces[name] = callback
+    def register_interface(self, name: str, callback: Function, **settings: Any) -> None:
+        """Offer ``callback(payload)`` under a name; before or after ``start``.
+
+        Args:
+            name: what clients call.
+            callback: answers a payload with a tree.
+            settings: fields of :class:`~agentlace.inference.interface.Interface`.
+
+        Raises:
+            BadSetting: a field's value is wrong; the message names it.
+        """
+        self.interfaces[name] = Interface(name, callback, **settings)
 
     def _handle(self, what: str, name: str, payload: Any) -> Any:
         if what == "interfaces":
             return sorted(self.interfaces)
         if what == "call" and name in self.interfaces:
-            return self.interfaces[name](payload)
+            return self.interfaces[name].fn(payload)
         known = ", ".join(map(repr, sorted(self.interfaces))) or "none"
         return {"success": False, "message": f"unknown interface {name!r}; this server has {known}"}
