@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
-from agentlace.codec import Frame, StampedDecoder, StampedEncoder, encode_stamped
+from agentlace.codec import Frame, StampedDecoder, encode_stamped
 from agentlace.codec.unstamped import stamp_in
 from agentlace.errors import AgentlaceError, Closed, DecodeError, EncodeError, UnknownRequest
 from agentlace.transport import facts
@@ -19,15 +19,14 @@ from agentlace.transport.backoff import Backoff, Refrain
 from agentlace.transport.connection import MARGIN_S, Broker
 from agentlace.transport.envelope import Envelope
 from agentlace.transport.keys import REPLY_MS, ServiceKeys
+from agentlace.transport.replies import REPLY, REPLY_STAMP, ReplyEncoder
 from agentlace.transport.resp import ErrorReply
 
 log = logging.getLogger(__name__)
 
-REQUEST, REPLY = "request", "reply"
+REQUEST = "request"
 REQUEST_STAMP = "Qd16s"
 """A request's number, its deadline in the broker's milliseconds, and who calls."""
-REPLY_STAMP = "Q"
-"""The number of the request."""
 AT_MOST_ONCE = frozenset({"act", "request"})
 """Kinds of request that are never executed twice; all others are pure and may be."""
 REMEMBERED_CALLERS = 256
@@ -44,7 +43,8 @@ LAST_ATTEMPTS = 2
 JOIN_TIMEOUT_S = 5.0
 
 Handler = Callable[[str, str, Any], Any]
-"""Called with what (``act``), its name (the key) and its payload; returns the reply's tree."""
+"""Called with what (``act``), its name (the key) and its payload; returns the reply's tree, or an
+Answer."""
 
 
 K = TypeVar("K")
@@ -66,7 +66,7 @@ class _Call(NamedTuple):
     name: str
     run: str
     repeats: str | None
-    replies: StampedEncoder
+    replies: ReplyEncoder
 
     @classmethod
     def of(cls, meta: Mapping[str, Any]) -> _Call:
@@ -78,8 +78,7 @@ class _Call(NamedTuple):
         texts = (what, name, run, repeats or "")
         if any(type(text) is not str or len(text) > NAME_CHARS for text in texts):
             raise DecodeError(f"a request whose names are no strings of at most {NAME_CHARS}")
-        replies = StampedEncoder(REPLY, {"status": "ok"}, REPLY_STAMP)
-        return cls(what, name, run, repeats, replies)
+        return cls(what, name, run, repeats, ReplyEncoder())
 
     def __str__(self) -> str:
         """Return how it is called in messages."""

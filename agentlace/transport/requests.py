@@ -43,9 +43,8 @@ from agentlace.transport.connection import MARGIN_S, Broker
 from agentlace.transport.envelope import Envelope
 from agentlace.transport.keys import ServiceKeys
 from agentlace.transport.link import LEAST_S, STEP_S, in_steps
+from agentlace.transport.replies import REPLY, REPLY_STAMP
 from agentlace.transport.request_server import (
-    REPLY,
-    REPLY_STAMP,
     REQUEST,
     REQUEST_STAMP,
     Handler,
@@ -150,6 +149,12 @@ class RequestClient:
             BrokerUnreachable, BrokerAuthFailed, StoreFull: the broker is away or refuses.
             Closed: after :meth:`close`, or while it is called.
         """
+        return self.ask(what, name, payload, timeout_s, ticket)[1]
+
+    def ask(
+        self, what: str, name: str, payload: Any, timeout_s: float, ticket: Ticket | None = None
+    ) -> tuple[Mapping[str, Any], Any]:
+        """Do as :meth:`call` does; returns what the reply says beside its tree, and the tree."""
         end = time.monotonic() + timeout_s
         ticket = ticket or self.ticket()
         lock = self._lock
@@ -166,7 +171,7 @@ class RequestClient:
         if reply is None:
             raise RequestTimeout(f"{what} {name!r}", timeout_s, started)
         meta, _, tree = reply
-        return tree if meta["status"] == "ok" else _raise(meta)
+        return (meta, tree) if meta["status"] == "ok" else _raise(meta)
 
     def _persist(
         self, what: str, name: str, payload: Any, ticket: Ticket, end: float
