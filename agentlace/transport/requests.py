@@ -44,13 +44,8 @@ from agentlace.transport.envelope import Envelope
 from agentlace.transport.keys import ServiceKeys
 from agentlace.transport.link import LEAST_S, STEP_S, in_steps
 from agentlace.transport.replies import REPLY, REPLY_STAMP
-from agentlace.transport.request_server import (
-    REQUEST,
-    REQUEST_STAMP,
-    Handler,
-    RequestServer,
-    keep,
-)
+from agentlace.transport.request_frames import FAMILY_BYTES, REQUEST, REQUEST_STAMP, keep
+from agentlace.transport.request_server import Handler, RequestServer
 
 __all__ = ["Handler", "RequestClient", "RequestServer", "Ticket"]
 
@@ -95,6 +90,7 @@ class RequestClient:
         broker: where.
         keys: whom.
         server: returns the token of the server that is there now, None if none is known.
+        family: of another line of the same client: servers take both for one client's.
 
     Attributes:
         made: calls so far.
@@ -102,12 +98,16 @@ class RequestClient:
     """
 
     def __init__(
-        self, broker: Broker, keys: ServiceKeys, server: Callable[[], str | None] = lambda: None
+        self,
+        broker: Broker,
+        keys: ServiceKeys,
+        server: Callable[[], str | None] = lambda: None,
+        family: bytes = b"",
     ) -> None:
         self._broker = broker
         self._keys = keys
         self._server = server
-        self._caller = uuid.uuid4().bytes
+        self._caller = family[:FAMILY_BYTES] + uuid.uuid4().bytes[len(family[:FAMILY_BYTES]) :]
         self._reply_key = keys.reply(self._caller.hex())
         self._channel = broker.channel(key=keys.prefix)
         self._lock = threading.Lock()
@@ -120,6 +120,11 @@ class RequestClient:
         self._connects = 0
         self.made = 0
         self.failed = 0
+
+    @property
+    def family(self) -> bytes:
+        """Return what all lines of one client have in common."""
+        return self._caller[:FAMILY_BYTES]
 
     def ticket(self) -> Ticket:
         """Return a new request's identity."""
@@ -261,7 +266,8 @@ class RequestClient:
         turn = self._turns.get(left_ms)
         if turn is None:
             slice_s = min(max(left_ms / 1000, LEAST_BLOCK_S), self._channel.slice_s)
-            envelope = Envelope(("RPUSH", self._keys.requests), (), self._reply_key, slice_s)
+            pop = ("BLPOP", self._reply_key, f"{slice_s:g}")
+            envelope = Envelope(("RPUSH", self._keys.requests), (), pop)
             turn = _Turn(envelope, _patience(slice_s, left_ms / 1000))
             keep(self._turns, left_ms, turn, TURNS)
         return turn

@@ -1,0 +1,92 @@
+"""What is in the frames of requests and replies."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeVar
+
+from agentlace.codec import Frame, StampedDecoder, encode_stamped
+from agentlace.errors import DecodeError
+from agentlace.transport.replies import REPLY, REPLY_STAMP, ReplyEncoder
+from agentlace.transport.resp import Buffer
+
+REQUEST = "request"
+REQUEST_STAMP = "Qd16s"
+"""A request's number, its deadline in the broker's milliseconds, and who calls."""
+FAMILY_BYTES = 8
+"""So much at the beginning of who calls is the same for all lines of one client."""
+NAME_CHARS = 1024
+"""No name in a request is longer."""
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def keep(cache: dict[K, V], key: K, value: V, limit: int) -> V:
+    """Put a value into a cache, which starts anew where it would hold more than its limit."""
+    if len(cache) >= limit:
+        cache.clear()
+    cache[key] = value
+    return value
+
+
+class Call(NamedTuple):
+    """What requests of one structure have in common, and what encodes the replies to them."""
+
+    what: str
+    name: str
+    run: str
+    repeats: str | None
+    replies: ReplyEncoder
+
+    @classmethod
+    def of(cls, meta: Mapping[str, Any]) -> Call:
+        """Return what a frame's meta says; raises DecodeError."""
+        try:
+            what, name, run, repeats = (meta[key] for key in ("what", "name", "run", "repeats"))
+        except KeyError as error:
+            raise DecodeError(f"a request without {error}") from error
+        texts = (what, name, run, repeats or "")
+        if any(type(text) is not str or len(text) > NAME_CHARS for text in texts):
+            raise DecodeError(f"a request whose names are no strings of at most {NAME_CHARS}")
+        return cls(what, name, run, repeats, ReplyEncoder())
+
+    def __str__(self) -> str:
+        """Return how it is called in messages."""
+        return f"{self.what} {self.name!r}"
+
+
+class Request(NamedTuple):
+    """A request as it was read."""
+
+    call: Call
+    number: int
+    deadline_ms: float
+    caller: bytes
+    payload: Any
+    place: int
+
+    @property
+    def family(self) -> bytes:
+        """Return what all lines of its client have in common."""
+        return self.caller[:FAMILY_BYTES]
+
+
+class RequestReader:
+    """Reads requests that are often of one structure. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._decoder = StampedDecoder(REQUEST, REQUEST_STAMP, Call.of)
+
+    def read(self, data: Buffer, place: int) -> Request:
+        """Return a request; raises DecodeError."""
+        call, (number, deadline_ms, caller, *_), payload = self._decoder.decode(data)
+        return Request(call, number, deadline_ms, caller, payload, place)
+
+
+def failure(number: int, kind: str, message: str, status: str = "error") -> Frame:
+    """Return the reply that says why there is no other."""
+    text = message[:4000].encode(errors="replace").decode()
+    meta = {"status": status, "type": kind, "message": text}
+    return encode_stamped(REPLY, meta, struct.pack(f"<{REPLY_STAMP}", number), None)
