@@ -10,6 +10,8 @@
     ├── ConfigMismatch       both ends disagree about one config field (also a ValueError)
     ├── RequestTimeout       no reply before the deadline              (also a TimeoutError)
     ├── RemoteError          the handler at the other end raised
+    ├── Busy                 so many calls wait at the server already that one more may not
+    ├── Superseded           a newer call of the same client took this one's place
     ├── UnknownRequest       a key, type or store nobody declared      (also a ValueError)
     ├── RateLimited          more calls than ``rate_limit`` allows
     ├── EncodeError          a value that may not travel               (also a TypeError)
@@ -142,6 +144,14 @@ class RemoteError(AgentlaceError):
         self.type = type
         self.message = message
         super().__init__(f"the server's handler raised {type}: {message}")
+
+
+class Busy(AgentlaceError):
+    """So many calls wait at the server already that this one may not; it was not executed."""
+
+
+class Superseded(AgentlaceError):
+    """A newer call of the same client took this one's place; it was not executed."""
 
 
 class UnknownRequest(AgentlaceError, ValueError):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from agentlace.codec import Frame, StampedDecoder, encode_stamped
-from agentlace.errors import DecodeError
+from agentlace.errors import Busy, DecodeError, RemoteError, Superseded, UnknownRequest
 from agentlace.transport.replies import REPLY, REPLY_STAMP, ReplyEncoder
 from agentlace.transport.resp import Buffer
 
@@ -18,6 +18,9 @@ FAMILY_BYTES = 8
 """So much at the beginning of who calls is the same for all lines of one client."""
 NAME_CHARS = 1024
 """No name in a request is longer."""
+
+_FAILURES = {"unknown": UnknownRequest, "busy": Busy, "superseded": Superseded}
+"""What is raised for a reply of this status."""
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -90,3 +93,18 @@ def failure(number: int, kind: str, message: str, status: str = "error") -> Fram
     text = message[:4000].encode(errors="replace").decode()
     meta = {"status": status, "type": kind, "message": text}
     return encode_stamped(REPLY, meta, struct.pack(f"<{REPLY_STAMP}", number), None)
+
+
+def checked(meta: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what a reply says beside its tree; raises DecodeError if it says nothing of use."""
+    if type(meta.get("status")) is not str:
+        raise DecodeError("a reply without a status")
+    return meta
+
+
+def raise_failure(meta: Mapping[str, Any]) -> NoReturn:
+    """Raise what a reply tells of."""
+    kind = _FAILURES.get(meta["status"])
+    if kind is not None:
+        raise kind(str(meta.get("message")))
+    raise RemoteError(str(meta.get("type")), str(meta.get("message")))

@@ -25,17 +25,14 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from agentlace.codec import Frame, StampedDecoder, StampedEncoder
 from agentlace.codec.unstamped import Stamped, stamp_in
 from agentlace.errors import (
     AgentlaceError,
     BrokerUnreachable,
-    DecodeError,
-    RemoteError,
     RequestTimeout,
-    UnknownRequest,
 )
 from agentlace.transport import facts
 from agentlace.transport.backoff import Backoff
@@ -44,7 +41,14 @@ from agentlace.transport.envelope import Envelope
 from agentlace.transport.keys import ServiceKeys
 from agentlace.transport.link import LEAST_S, STEP_S, in_steps
 from agentlace.transport.replies import REPLY, REPLY_STAMP
-from agentlace.transport.request_frames import FAMILY_BYTES, REQUEST, REQUEST_STAMP, keep
+from agentlace.transport.request_frames import (
+    FAMILY_BYTES,
+    REQUEST,
+    REQUEST_STAMP,
+    checked,
+    keep,
+    raise_failure,
+)
 from agentlace.transport.request_server import Handler, RequestServer
 
 __all__ = ["Handler", "RequestClient", "RequestServer", "Ticket"]
@@ -114,7 +118,7 @@ class RequestClient:
         self._closed = threading.Event()
         self._numbers = itertools.count(secrets.randbits(62))
         self._encoders: dict[tuple[str, str, str | None], StampedEncoder] = {}
-        self._decoder = StampedDecoder(REPLY, REPLY_STAMP, _checked)
+        self._decoder = StampedDecoder(REPLY, REPLY_STAMP, checked)
         self._turns: dict[int, _Turn] = {}
         self._run = ""
         self._connects = 0
@@ -150,6 +154,7 @@ class RequestClient:
             RequestTimeout: no reply in time; it says whether a server had taken the request.
             RemoteError: the handler raised.
             UnknownRequest: the server offers nothing of this name.
+            Busy, Superseded: the server refused it unexecuted; the class says why.
             EncodeError: the payload may not travel.
             BrokerUnreachable, BrokerAuthFailed, StoreFull: the broker is away or refuses.
             Closed: after :meth:`close`, or while it is called.
@@ -176,7 +181,7 @@ class RequestClient:
         if reply is None:
             raise RequestTimeout(f"{what} {name!r}", timeout_s, started)
         meta, _, tree = reply
-        return (meta, tree) if meta["status"] == "ok" else _raise(meta)
+        return (meta, tree) if meta["status"] == "ok" else raise_failure(meta)
 
     def _persist(
         self, what: str, name: str, payload: Any, ticket: Ticket, end: float
@@ -314,15 +319,3 @@ def _patience(slice_s: float, left_s: float) -> float:
 
 def _second(popped: Any) -> Any:
     return None if popped is None else popped[1]
-
-
-def _checked(meta: Mapping[str, Any]) -> Mapping[str, Any]:
-    if type(meta.get("status")) is not str:
-        raise DecodeError("a reply without a status")
-    return meta
-
-
-def _raise(meta: Mapping[str, Any]) -> NoReturn:
-    if meta["status"] == "unknown":
-        raise UnknownRequest(str(meta.get("message")))
-    raise RemoteError(str(meta.get("type")), str(meta.get("message")))
