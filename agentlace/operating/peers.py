@@ -89,7 +89,9 @@ def peers(channel: Channel, namespace: str, keys: Iterable[str]) -> list[Peer]:
 
     A server that is gone is listed, as far as the broker remembers it.
     """
-    found = [peer for key in keys for peer in _peer(channel, namespace, key)]
+    told = [peer for key in keys for peer in _peer(channel, namespace, key)]
+    # Servers of one number share a key beside those of their own.
+    found = list({(p.service, p.is_server, p.is_there, p.token): p for p in told}.values())
     served = {peer.service for peer in found if peer.is_server and peer.is_there}
     found = [peer for peer in found if peer.is_there or peer.service not in served]
     return sorted(found, key=lambda peer: (peer.service, not peer.is_server, peer.name))

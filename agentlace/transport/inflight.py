@@ -4,8 +4,11 @@ A request is moved (``BLMOVE``) from the service's list into a place of its serv
 holds this one request, and goes with the reply, in the same write. One list per place, since
 that is removed without saying which of many requests is meant: they can be large.
 
-A broker before Redis 6.2, one in this process, and users' rules of an earlier version do not let
-a server do that. Then requests are popped, and are lost with their server.
+It costs the broker a key made and removed for each request, some ten microseconds. So requests
+are only moved where that is wanted: where there is another server that could see to them, or
+they may be executed again. Where it is not, they are popped, and are lost with their server; so
+they are with a broker before Redis 6.2, with one in this process, and with users' rules of an
+earlier version.
 """
 
 from __future__ import annotations
@@ -35,7 +38,9 @@ class Intake:
         places: how many; 0: requests are popped.
 
     Attributes:
-        moves: whether requests are moved into places.
+        wanted: whether requests are to be moved into places; anybody may say so.
+        moves: whether they are, which :meth:`begin` decides.
+        is_refused: the broker does not do it, or this user may not.
         count: how many places there are.
     """
 
@@ -43,11 +48,17 @@ class Intake:
         self._keys = keys
         self._server = server
         self.count = places
-        self.moves = places > 0
+        self.wanted = False
+        self.moves = False
+        self.is_refused = not places
         self._lists = [keys.inflight(server, place) for place in range(places)]
         self._free = list(range(places - 1, -1, -1))  # the last one freed is the next one taken
         self._high = 0
-        self._has_warned = False
+
+    @property
+    def must_begin(self) -> bool:
+        """Whether requests are popped though they are to be moved."""
+        return self.wanted and not self.moves and not self.is_refused
 
     def take(self) -> int:
         """Return a free place, which is nobody else's until it is freed.
@@ -55,7 +66,7 @@ class Intake:
         Raises:
             IndexError: none is free.
         """
-        if not self.count:
+        if not self.moves:
             return NOWHERE
         place = self._free.pop()
         self._high = max(self._high, place + 1)
@@ -63,8 +74,7 @@ class Intake:
 
     def free(self, places: Iterable[int]) -> None:
         """Let places be used again."""
-        if self.count:
-            self._free.extend(places)
+        self._free.extend(place for place in places if place != NOWHERE)
 
     @property
     def room(self) -> int:
@@ -100,14 +110,12 @@ class Intake:
 
     def give_back(self, places: Iterable[int]) -> list[Command]:
         """Return the commands that move what is in places back, for any server to take first."""
-        if not self.moves:
-            return []
-        target = self._keys.requests
-        return [("LMOVE", self._lists[place], target, "LEFT", "LEFT") for place in places]
+        lists = [self._lists[place] for place in places if place != NOWHERE]
+        return [("LMOVE", key, self._keys.requests, "LEFT", "LEFT") for key in lists]
 
-    def into(self, place: int) -> str:
-        """Return the list of a place; empty if requests are popped."""
-        return self._lists[place] if self.moves else ""
+    def register(self) -> Command:
+        """Return the command that says where to look for what this server has taken."""
+        return ("HSET", self._keys.servers, self._server, self.count)
 
     def begin(self, channel: Channel, place: int) -> None:
         """Say at a new connection that there are places, and give back what is in free ones.
@@ -118,22 +126,24 @@ class Intake:
             channel: to the broker.
             place: where the next request goes.
         """
-        if not self.count:
+        if self.is_refused:
             return
-        self.moves = channel.can_move
-        if not self.moves:
-            return
-        free = [p for p in [*self._free, place] if p < self._high]
-        register = ("HSET", self._keys.servers, self._server, self.count)
-        replies = channel.exchange([register, *self.give_back(free)])
+        moves = self.wanted and channel.can_move
+        self.is_refused = self.wanted and not moves
+        vacant = [p for p in self._free if p < self._high]
+        backs = self.give_back([*vacant, place if place != NOWHERE else 0]) if moves else []
+        replies = channel.exchange([self.register(), *backs])
         refused = next((reply for reply in replies if isinstance(reply, ErrorReply)), None)
-        if refused is None or not _is_for_good(refused):
-            channel.checked(replies)
+        if refused is not None and _is_for_good(refused):
+            self.note_refused(str(refused))
             return
-        self.moves = False
-        if not self._has_warned:
-            log.warning("%s: what it holds is lost if it is killed: %s", self._keys.name, refused)
-        self._has_warned = True
+        channel.checked(replies)
+        self.moves = moves
+
+    def note_refused(self, why: str) -> None:
+        """Give up places; says so."""
+        self.is_refused, self.moves = True, False
+        log.warning("%s: what it has taken is lost if it is killed: %s", self._keys.name, why)
 
 
 def _is_for_good(refusal: ErrorReply) -> bool:

@@ -43,7 +43,7 @@ Handler = Callable[[str, str, Any], Any]
 Answer."""
 
 
-class _Answer(NamedTuple):
+class Outgoing(NamedTuple):
     """What answers a request, and the place that it had."""
 
     envelope: Envelope
@@ -78,6 +78,8 @@ class RequestServer:
         self._channel = broker.channel(key=keys.prefix)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._runner: threading.Thread | None = None
+        self._done = threading.Event()
         self._is_ending = False
         self._remembered = Remembered()
         self._refrain = Refrain()
@@ -95,18 +97,20 @@ class RequestServer:
     def start(self) -> None:
         """Serve in a thread of its own."""
         name = f"serve {self._keys.name}"
-        self._thread = threading.Thread(target=self.run, name=name, daemon=True)
+        self._thread = self._runner = threading.Thread(target=self.run, name=name, daemon=True)
         self._thread.start()
 
     def run(self) -> None:
         """Serve in this thread until :meth:`stop` is called from another one or a handler."""
+        self._runner = threading.current_thread()
         try:
             self._serve()
         finally:
             self._channel.close()
+            self._done.set()
 
     def _serve(self) -> None:
-        answer: _Answer | None = None
+        answer: Outgoing | None = None
         while not self._stop.is_set():
             try:
                 data, place, answer = self._wait(answer)
@@ -116,7 +120,7 @@ class RequestServer:
                 answer = self._answer(data, place)
         self._send_last(answer)
 
-    def _wait(self, answer: _Answer | None) -> tuple[Any, int, _Answer | None]:
+    def _wait(self, answer: Outgoing | None) -> tuple[Any, int, Outgoing | None]:
         """Send the last answer and wait for a request.
 
         Returns:
@@ -128,9 +132,7 @@ class RequestServer:
         except Closed:
             raise
         except AgentlaceError as error:
-            if self._backoff.is_news(error) and not self._stop.is_set():
-                log.warning("%s waits for the broker: %s", self._keys.name, error)
-            self._stop.wait(self._backoff.next_s())
+            self._note_trouble(error)
             return None, NOWHERE, answer
         self._backoff.reset()
         place = self._place
@@ -141,7 +143,13 @@ class RequestServer:
                 self._place = self._intake.take()
         return data, place, None
 
-    def _next(self, answer: _Answer | None) -> Any:
+    def _note_trouble(self, error: AgentlaceError) -> None:
+        """Say that the broker is away, and pause before the next attempt."""
+        if self._backoff.is_news(error) and not self._stop.is_set():
+            log.warning("%s waits for the broker: %s", self._keys.name, error)
+        self._stop.wait(self._backoff.next_s())
+
+    def _next(self, answer: Outgoing | None) -> Any:
         """Send the last answer and wait for a request, in one write; None after a slice.
 
         A refused answer is only logged: a request may have been popped right behind it.
@@ -175,6 +183,8 @@ class RequestServer:
         channel.connect()
         self._run = facts.run_of(channel)
         self._intake.begin(channel, self._place)
+        if self._place == NOWHERE:
+            self._place = self._intake.take()
         self._envelopes.clear()
         self._connects = channel.connects
 
@@ -182,7 +192,7 @@ class RequestServer:
         if isinstance(reply, ErrorReply):
             log.error("%s could not send a reply: %s", self._keys.name, reply)
 
-    def _send_last(self, answer: _Answer | None) -> None:
+    def _send_last(self, answer: Outgoing | None) -> None:
         """Send the last answer, and give back what may have been taken in the last moment."""
         commands: list[Command] = self._intake.give_back([self._place])
         if answer is not None:
@@ -201,7 +211,7 @@ class RequestServer:
         if answer is not None:
             log.warning("%s could not send its last reply: %s", self._keys.name, error)
 
-    def _answer(self, data: Any, place: int) -> _Answer | None:
+    def _answer(self, data: Any, place: int) -> Outgoing | None:
         """Execute one request; returns what answers it, if anything does."""
         request = self._read(data, place)
         return None if request is None else self._respond(request)
@@ -215,7 +225,7 @@ class RequestServer:
             self._drop(place)
             return None
 
-    def _respond(self, request: Request) -> _Answer | None:
+    def _respond(self, request: Request) -> Outgoing | None:
         call, number, deadline_ms, caller, payload, place = request
         reply = self._remembered.find(caller, number)
         if reply is None:
@@ -229,8 +239,11 @@ class RequestServer:
                 log.warning("%s was finished %.0f ms after its deadline", call, late_ms)
             if call.what in AT_MOST_ONCE:
                 self._remembered.add(caller, number, reply)
-        key = caller, place, self._place
-        return _Answer(self._envelopes.get(key) or self._envelope(*key), reply, place)
+        return self._outgoing(request, reply)
+
+    def _outgoing(self, request: Request, reply: Frame) -> Outgoing:
+        key = request.caller, request.place, self._place
+        return Outgoing(self._envelopes.get(key) or self._envelope(*key), reply, request.place)
 
     def _is_expired(self, request: Request) -> bool:
         """Whether a request is to be dropped; it is counted and logged then."""
@@ -285,16 +298,17 @@ class RequestServer:
     def stop(self, timeout_s: float = JOIN_TIMEOUT_S) -> None:
         """Stop serving; a handler that is running may finish first, within ``timeout_s``."""
         self._stop.set()
-        thread = self._thread
-        if thread is None or thread is threading.current_thread():
+        if self._runner is None or self._runner is threading.current_thread():
             self._channel.unblock()
             return
         deadline = time.monotonic() + timeout_s
-        while thread.is_alive() and time.monotonic() < deadline:
+        while not self._done.is_set() and time.monotonic() < deadline:
             if not self._is_ending:
                 self._channel.unblock()  # again and again: it may come before the thread blocks
-            thread.join(0.05)
+            self._done.wait(0.05)
         self._channel.close()
+        if self._thread is not None and self._done.is_set():
+            self._thread.join(JOIN_TIMEOUT_S)
 
 
 def failed(call: Call, number: int, error: BaseException) -> Frame:
