@@ -1,7 +1,9 @@
 """Each role's whole job works with its user's rules, and what it must not do is refused."""
 
+import contextlib
 import logging
 import re
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +165,36 @@ def test_a_policy_and_who_asks_it(lab, at, running, nothing_refused):
         networks.wait(number)
         lab.cut()
     policy.stop()
+
+
+def test_policies_that_share_their_calls(lab, at, running, nothing_refused, namespace):
+    """They batch, look out while a function runs, and see to what a lost one had taken."""
+    keys = ServiceKeys(namespace, "inference", 7000)
+    asker = running(InferenceClient("x", 7000, broker=at("actor"), timeout_ms=15_000))
+    first = InThread(lambda: asker.call("policy", 1))
+    with lab.channel("admin") as channel:
+        wait_until(lambda: channel.call("LLEN", keys.requests) == 1, what="a call that waits")
+        channel.call("LMOVE", keys.requests, keys.inflight("gone", 0), "LEFT", "LEFT")
+        channel.call("HSET", keys.servers, "gone", 1)
+    policies = [running(InferenceServer(7000, broker=at("inference"))) for _ in range(2)]
+    free = threading.Event()
+
+    def act(payload):
+        assert free.wait(15)
+        return payload + 1
+
+    for policy in policies:
+        settings = dict(batch=True, max_queue=8, idempotent=True)
+        policy.register_interface("policy", act, **settings)
+        policy.start(threaded=True)
+    others = [running(contextlib.closing(asker.line())) for _ in range(5)]
+    calls = [InThread(lambda line=line: line.call("call", "policy", 2, 15)) for line in others]
+    wait_until(lambda: sum(len(p._engine.desk.queue) for p in policies) >= 3, what="a queue")
+    free.set()
+    assert [call.result() for call in calls] == [3] * 5
+    assert first.result() == 2
+    for policy in policies:
+        policy.stop()
 
 
 def recorder(url, namespace, log, positions):
