@@ -13,7 +13,7 @@ from agentlace.transport.inflight import Intake
 from agentlace.transport.keys import LEASE_MS, ServiceKeys
 from agentlace.transport.replicas import AGAIN_MAX, Replicas
 
-from .inference_support import PORT, TIMEOUT_MS, Function
+from .inference_support import PORT, TIMEOUT_MS, Function, waiting
 from .support import InThread, Program, holds_for, wait_until
 
 SERVER = """
@@ -263,3 +263,19 @@ def test_a_stopped_servers_presence_does_not_wait_for_its_lease(running, broker_
     token = server._presence.info["token"]
     server.stop()
     assert channel.call("EXISTS", keys.replica(token)) == 0
+
+
+@pytest.mark.parametrize("any_broker_url", ["cluster"], indirect=True)
+def test_servers_share_calls_in_a_cluster(room, any_broker_url, running):
+    """All that they must do at once is in one slot."""
+    function = Function(lambda payload: payload)
+    server = room.server("policy", function, batch=True, idempotent=True, max_queue=8)
+    lines = [room.client()._requests for _ in range(4)]
+    with function.held(lambda: room.client().call("policy", 9)):
+        calls = room.calls(lines, "policy", range(4))
+        wait_until(lambda: waiting(server) == 4, what="four waiting calls")
+        other = room.server("policy", lambda payload: payload, batch=True, idempotent=True)
+        server.drain(timeout_s=0.1)
+        assert [call.result() for call in calls] == list(range(4))
+        wait_until(lambda: other._replicas.others == 0, what="the first one struck off")
+    assert function.calls == [9]

@@ -566,3 +566,28 @@ def test_optional_commands_may_be_forbidden(lab, namespace, running, caplog):
     assert not robot.is_running
     assert len(there) == 2
     assert NO not in caplog.text
+
+
+def test_policies_with_users_rules_of_an_earlier_version(lab, namespace, running, caplog):
+    """They have no keys of their own, and go on as before; what they lose with it is said."""
+    rules = " ".join(rules_of("inference").split()[2:]).replace("#" + "0" * 64, ">secret")
+    newer = (":inflight:", ":servers", ":again:", ":server:")
+    selectors = [r for r in re.findall(r"\([^)]*\)", rules) if not any(n in r for n in newer)]
+    selectors.append("(+blpop ~al:{*:inference:*}:requests)")
+    plain = re.sub(r"\([^)]*\)", "", rules).split()
+    with lab.channel("admin") as channel:
+        channel.call("ACL", "SETUSER", "old-inference", *plain, *selectors)
+    url = f"redis://old-inference:secret@127.0.0.1:{lab.settings.port}?ns={namespace}"
+    servers = [running(InferenceServer(7000, broker=url)) for _ in range(2)]
+    for server in servers:
+        server.register_interface("plain", lambda payload: payload)
+        server.register_interface("batched", lambda payload: payload, batch=True, idempotent=True)
+        server.start(threaded=True)
+    asker = running(InferenceClient("x", 7000, broker=lab.url("actor", namespace), strict=True))
+    asker.timeout_ms = 15_000
+    for number in range(5):
+        assert asker.call("plain", number) == asker.call("batched", number) == number
+    servers[0].stop()
+    assert asker.call("batched", 6) == 6
+    wait_until(lambda: "what it has taken is lost if it is killed" in caplog.text)
+    assert "keeps no key of its own" in caplog.text
