@@ -2,7 +2,7 @@
 
 ::
 
-    action.py  inference.py  trainer/  gym_env.py    the services, each with both ends
+    action/  inference/  trainer/  gym_env.py        the services, each with both ends
     recorder/                                        streams recorded as RLDS episodes
     vector_env.py  robot/                            what is built on them
     service/                                         what servers and clients have in common
@@ -32,6 +32,7 @@ from agentlace.errors import (
     CheckpointError,
     Closed,
     ConfigMismatch,
+    ControlHeld,
     DecodeError,
     EncodeError,
     MissingExtra,
@@ -72,6 +73,7 @@ __all__ = [
     "ChunkedPolicyClient",
     "Closed",
     "ConfigMismatch",
+    "ControlHeld",
     "DecodeError",
     "EncodeError",
     "InferenceClient",

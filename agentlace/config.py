@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
+from agentlace import image_codecs
 from agentlace.errors import AgentlaceError, ConfigMismatch
 
 SENTINEL_SCHEMES = ("redis+sentinel", "rediss+sentinel")
@@ -40,6 +41,9 @@ class ActionConfig:
         observation_keys: keys that ``obs`` can return.
         broadcast_port: any number switches ``publish_obs`` on, None leaves it off.
         version: of your protocol; both ends must have the same.
+        image_codecs: how images in observations travel, by their place (``camera``, or
+            ``cameras/wrist`` in nested dicts): ``raw`` (as they are, like all that is not
+            named), ``png`` (lossless), ``jpeg`` or ``jpeg:85`` (lossy, with its quality).
     """
 
     port_number: int
@@ -47,6 +51,7 @@ class ActionConfig:
     observation_keys: list[str]
     broadcast_port: int | None = None
     version: str = "0.0.1"
+    image_codecs: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -89,13 +94,26 @@ def copy_of(config: Config) -> Config:
 
 
 def described(config: ActionConfig | TrainerConfig | InferenceConfig) -> dict[str, Any]:
-    """Return the fields that both ends compare, keys as sorted lists."""
+    """Return the fields that both ends compare, keys as sorted lists.
+
+    A field that earlier versions lack is among them only if it says something: so these match.
+    """
     values = {f.name: getattr(config, f.name) for f in fields(config)}
+    if codecs := checked_codecs(values.pop("image_codecs", {})):
+        values["image_codecs"] = codecs
     return {
         name: sorted(set(value)) if isinstance(value, (list, tuple, set, frozenset)) else value
         for name, value in values.items()
         if name not in _NOT_COMPARED
     }
+
+
+def checked_codecs(codecs: Mapping[str, str]) -> dict[str, str]:
+    """Return image codecs in one spelling, without those that do nothing; raises BadSetting."""
+    try:
+        return image_codecs.in_one_spelling(codecs)
+    except ValueError as error:
+        raise BadSetting("image_codecs", codecs, str(error)) from None
 
 
 def check_same(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:

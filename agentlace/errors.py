@@ -10,6 +10,7 @@
     ├── ConfigMismatch       both ends disagree about one config field (also a ValueError)
     ├── RequestTimeout       no reply before the deadline              (also a TimeoutError)
     ├── RemoteError          the handler at the other end raised
+    │   └── ControlHeld      another client alone may drive this robot
     ├── Busy                 so many calls wait at the server already that one more may not
     ├── Superseded           a newer call of the same client took this one's place
     ├── UnknownRequest       a key, type or store nobody declared      (also a ValueError)
@@ -144,6 +145,16 @@ class RemoteError(AgentlaceError):
         self.type = type
         self.message = message
         super().__init__(f"the server's handler raised {type}: {message}")
+
+
+class ControlHeld(RemoteError):
+    """Another client has taken control of this robot; nothing was executed."""
+
+    def __init__(self, message: str) -> None:
+        """Say who has control."""
+        self.type = type(self).__name__
+        self.message = message
+        AgentlaceError.__init__(self, message)
 
 
 class Busy(AgentlaceError):

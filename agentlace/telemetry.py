@@ -86,6 +86,13 @@ METRICS: dict[str, Metric] = {
     "observations_missed_total": Metric(
         "counter", "Observations published that a slow watcher did not get."
     ),
+    "observations_skipped_total": Metric(
+        "counter", "Ticks of a fixed rate that were over before an observation was captured."
+    ),
+    "actions_refused_total": Metric("counter", "Actions refused: another client has control."),
+    "watchdog_calls_total": Metric("counter", "Times that no action came for too long."),
+    "images_total": Metric("counter", "Images that were encoded, decoded or resized."),
+    "image_seconds_total": Metric("counter", "Seconds that this took."),
     "reconnects_total": Metric("counter", "Times that the node was connected to the broker again."),
     "reported": Metric("gauge", "What the program reports, by name, such as losses."),
 }

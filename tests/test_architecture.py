@@ -20,6 +20,7 @@ LAYERS = {
     "errors": 0,
     "_version": 0,
     "files": 0,
+    "image_codecs": 0,
     "telemetry": 0,
     "config": 1,
     "codec": 1,

@@ -12,8 +12,7 @@ from agentlace.inference.batching import Unbatched, rows_for, stack, take_apart
 from agentlace.inference.call_queue import Waiting
 from agentlace.inference.interface import Interface
 from agentlace.transport.replies import Answer
-from agentlace.transport.request_frames import Request
-from agentlace.transport.request_server import failed
+from agentlace.transport.request_frames import Request, failed
 
 log = logging.getLogger(__name__)
 

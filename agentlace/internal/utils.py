@@ -10,17 +10,10 @@ from typing import Any
 import numpy as np
 
 from agentlace import codec
+from agentlace.codec.images import load_cv2
 from agentlace.errors import MissingExtra
 
 Array = np.ndarray[Any, Any]
-
-
-def _cv2() -> Any:
-    try:
-        import cv2
-    except ImportError as error:
-        raise MissingExtra("opencv-python-headless", "image") from error
-    return cv2
 
 
 def mat_to_jpeg(img: Array) -> bytes:
@@ -32,7 +25,7 @@ def mat_to_jpeg(img: Array) -> bytes:
     Raises:
         ValueError: not an image.
     """
-    done, data = _cv2().imencode(".jpg", img)
+    done, data = load_cv2().imencode(".jpg", img)
     if not done:
         raise ValueError(f"cannot encode an array of shape {img.shape} as JPEG")
     encoded: bytes = data.tobytes()
@@ -45,7 +38,7 @@ def jpeg_to_mat(buf: bytes) -> Array:
     Raises:
         ValueError: not a JPEG.
     """
-    cv2 = _cv2()
+    cv2 = load_cv2()
     image = cv2.imdecode(np.frombuffer(buf, np.uint8), cv2.IMREAD_COLOR)
     if image is None:
         raise ValueError(f"{len(buf)} bytes that are not a JPEG")

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from agentlace.errors import MissingExtra
+from agentlace.codec.images import load_cv2
 
 Array = np.ndarray[Any, Any]
 ImageFormat = Literal["png", "jpeg"]
@@ -42,7 +42,7 @@ def encode_image(image: Array, format: ImageFormat) -> bytes:
         image: shape (height, width, channels): gray, RGB or RGBA.
         format: PNG is lossless; JPEG has quality 95.
     """
-    cv2 = load_cv2()
+    cv2 = load_cv2("rlds")
     flags = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if format == "jpeg" else []
     done, data = cv2.imencode(f".{format}", _swapped(cv2, image), flags)
     if not done:
@@ -56,16 +56,3 @@ def _swapped(cv2: Any, image: Array) -> Array:
     codes = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}
     code = codes.get(image.shape[-1])
     return image if code is None else np.asarray(cv2.cvtColor(image, code))
-
-
-def load_cv2() -> Any:
-    """Return OpenCV.
-
-    Raises:
-        MissingExtra: it is not installed.
-    """
-    try:
-        import cv2
-    except ImportError as error:
-        raise MissingExtra("opencv-python-headless", "rlds") from error
-    return cv2

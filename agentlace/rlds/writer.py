@@ -13,11 +13,12 @@ from threading import Lock
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from agentlace.codec.images import load_cv2
 from agentlace.errors import Closed, DecodeError, StoreFull
 from agentlace.rlds.episode import Episode
 from agentlace.rlds.features import Features
 from agentlace.rlds.folder import Folder, is_full, saying_when_full
-from agentlace.rlds.images import ImageFormat, load_cv2
+from agentlace.rlds.images import ImageFormat
 from agentlace.rlds.joining import Joiner
 from agentlace.rlds.manifest import Manifest
 from agentlace.rlds.records import encode_episode
@@ -95,7 +96,7 @@ class DatasetWriter:
     ) -> None:
         target = Target(shard_nbytes, shard_episodes)
         check_settings(name, version, image_format, target, join_after)
-        load_cv2()
+        load_cv2("rlds")
         load_tfds()
         self._image_format = image_format
         self._target = target

@@ -55,14 +55,18 @@ class Server:
         """Whether the server was started and not stopped since."""
         return self._presence is not None
 
+    def _check_not_ended(self) -> None:
+        """Raise what ended the server, if it was not started since."""
+        if self._ended is not None:
+            raise self._ended.with_traceback(None)
+
     def _connected(self) -> Broker:
         """Return the broker, starting the embedded one on this machine if none is there.
 
         Raises:
             Closed, AlreadyServed: the server was stopped or replaced, and not started since.
         """
-        if self._ended is not None:
-            raise self._ended.with_traceback(None)
+        self._check_not_ended()
         with self._life:
             if self._broker is None:
                 if self._url.scheme != "memory":

@@ -1,16 +1,21 @@
 """Observation broadcast: newest only, gaps counted, never queued.
 
-A message is a frame with a sequence number. Up to INLINE_BYTES the observation rides in the
-message; above, the message is empty and the observation is read from the newest key, so that a
-slow watcher costs nobody memory.
+A message is a frame with a sequence number and the time of capture in the broker's time. Up to
+INLINE_BYTES the observation rides in the message; above, the message is empty and the observation
+is read from the newest key, so that a slow watcher costs nobody memory.
+
+Sender and receiver each know their offset to the broker's clock, and how wrong that may be. So an
+age is a difference in one clock, and comes with its error.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from agentlace import codec
 from agentlace.errors import AgentlaceError, Closed, DecodeError
@@ -31,21 +36,28 @@ class BroadcastPublisher:
     """Publishes observations. Thread-safe."""
 
     def __init__(self, broker: Broker, keys: ServiceKeys, token: str) -> None:
+        self._broker = broker
         self._keys = keys
         self._channel = broker.channel(PUBLISH_TIMEOUT_S, keys.prefix)
         self._lock = threading.Lock()
         self._token = token
         self.published = 0
 
-    def publish(self, tree: Any) -> None:
+    def publish(self, tree: Any, captured_s: float | None = None) -> None:
         """Publish an observation; blocks until the broker has it.
+
+        Args:
+            tree: the observation.
+            captured_s: when it was captured, in this machine's monotonic time; now if None.
 
         Raises:
             EncodeError: a value in it may not travel.
             BrokerUnreachable, StoreFull: watchers did not get it.
         """
+        captured_ms = self._broker.at_ms(time.monotonic() if captured_s is None else captured_s)
+        times = {"captured_ms": captured_ms, "error_ms": self._broker.clock_error_ms}
         with self._lock:
-            meta = {"source": self._token, "number": self.published + 1}
+            meta = {"source": self._token, "number": self.published + 1, **times}
             frame = codec.encode(tree, OBSERVATION, meta)
             self.published += 1
             message = frame if frame.nbytes <= INLINE_BYTES else b""
@@ -78,10 +90,12 @@ class BroadcastWatcher:
     ) -> None:
         self._keys = keys
         self._callback = callback
+        self._broker = broker
         self._channel = broker.channel(key=keys.prefix)
         self._subscription = Subscription(broker, keys.obs_channel)
         self._stop = threading.Event()
         self._last: tuple[str, int] | None = None
+        self._is_behind = True
         self.delivered = 0
         self.missed = 0
         self._thread = threading.Thread(target=self._run, name="watch obs", daemon=True)
@@ -94,21 +108,31 @@ class BroadcastWatcher:
         """
         try:
             self._subscription.newest()
+            self._catch_up()
+            self._is_behind = False
         except AgentlaceError as error:
             log.warning("broadcast of %s waits for the broker: %s", self._keys.name, error)
         self._thread.start()
+
+    def _catch_up(self) -> None:
+        """Do what is to be done after messages that may have been lost."""
 
     def _run(self) -> None:
         backoff = Backoff()
         while not self._stop.is_set():
             try:
                 message = self._subscription.newest()
+                self._is_behind |= self._subscription.was_renewed
                 if message is not None:
                     self._deliver(message)
+                elif self._is_behind:
+                    self._catch_up()
+                self._is_behind = False
                 backoff.reset()
             except Closed:
                 return
             except AgentlaceError as error:
+                self._is_behind = True
                 if backoff.is_news(error) and not self._stop.is_set():
                     log.warning("broadcast of %s waits for the broker: %s", self._keys.name, error)
                 self._stop.wait(backoff.next_s())
@@ -121,6 +145,9 @@ class BroadcastWatcher:
         if observation is None or not self._is_newer(observation.meta):
             return
         self.delivered += 1
+        self._hand_over(observation)
+
+    def _hand_over(self, observation: codec.Message) -> None:
         try:
             self._callback(observation.tree)
         except Exception:
@@ -137,7 +164,7 @@ class BroadcastWatcher:
                 return False
             self.missed += number - self._last[1] - 1
         elif self._last is None:
-            self.missed = self._subscription.received - 1
+            self.missed = max(0, self._subscription.received - 1)
         self._last = (source, number)
         return True
 
@@ -148,3 +175,60 @@ class BroadcastWatcher:
         self._channel.close()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(JOIN_TIMEOUT_S)
+
+
+class Newest(NamedTuple):
+    """An observation, and when it was captured.
+
+    Attributes:
+        tree: the observation.
+        sequence: its number among those of its server, from 1.
+        captured_ms: when it was captured, in the broker's time; None if it does not say.
+        captured_s: the same in this machine's monotonic time; else when it arrived here.
+        error_s: how far off ``captured_s`` may be.
+    """
+
+    tree: Any
+    sequence: int
+    captured_ms: float | None
+    captured_s: float
+    error_s: float
+
+
+class NewestWatcher(BroadcastWatcher):
+    """Keeps the newest observation, in a thread of its own.
+
+    It begins with the last one that was published before, if that is no older than NEWEST_MS.
+
+    Args:
+        broker: where.
+        keys: whose.
+        opened: called with each observation's tree; returns what is kept.
+    """
+
+    def __init__(self, broker: Broker, keys: ServiceKeys, opened: Callable[[Any], Any]) -> None:
+        super().__init__(broker, keys, opened)
+        self.newest: Newest | None = None
+
+    def _catch_up(self) -> None:
+        """Read what was published while nobody listened."""
+        self._deliver(b"")
+
+    def _hand_over(self, observation: codec.Message) -> None:
+        now_s, meta = time.monotonic(), observation.meta
+        captured_ms, error_ms = _time_in(meta, "captured_ms"), _time_in(meta, "error_ms") or 0.0
+        age_s = error_s = 0.0
+        if captured_ms is not None:
+            # From here on only this machine's clock counts: the broker's may be another one's soon.
+            age_s = max(0.0, (self._broker.at_ms(now_s) - captured_ms) / 1000)
+            error_s = (error_ms + self._broker.clock_error_ms) / 1000
+        tree = self._callback(observation.tree)
+        self.newest = Newest(tree, int(meta["number"]), captured_ms, now_s - age_s, error_s)
+
+
+def _time_in(meta: Mapping[str, Any], name: str) -> float | None:
+    """Return a time in milliseconds; None if there is none, or none that can be."""
+    value = meta.get(name)
+    if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        return None
+    return float(value)

@@ -6,7 +6,8 @@ cluster: a service's own keys, and the keys of one store.
 =======================================  ========  ==============================  =============
 key                                      type      bound                           expires
 =======================================  ========  ==============================  =============
-al:{ns:kind:port}:server                 string    one, JSON: who serves           LEASE_MS
+al:{ns:kind:port}:server                 string    one, JSON: who serves; of an    LEASE_MS
+                                                   action service, who drives
 al:{ns:kind:port}:seen                   string    one, JSON: who served last      SEEN_MS
 al:{ns:kind:port}:client:<name>          string    one per client, JSON            LEASE_MS
 al:{ns:kind:port}:requests               list      one per waiting caller          when popped

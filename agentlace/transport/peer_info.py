@@ -16,7 +16,14 @@ MAX_NUMBER = 1 << 50
 PRESENT: Info = {"role": "node", "name": "?", "host": "?", "pid": 0, "token": "", "progress_ms": 0}
 """What every node says of itself."""
 _TYPES: dict[str, type] = {name: type(value) for name, value in PRESENT.items()}
-_TYPES |= {"machine": str, "started": str, "config": dict, "stores": dict, "began_ms": int}
+_TYPES |= {
+    "machine": str,
+    "started": str,
+    "config": dict,
+    "stores": dict,
+    "control": dict,
+    "began_ms": int,
+}
 
 
 def read_peer(channel: Channel, key: str) -> Info | None:

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import struct
+import traceback
 from collections.abc import Mapping
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from agentlace.codec import Frame, StampedDecoder, encode_stamped
-from agentlace.errors import Busy, DecodeError, RemoteError, Superseded, UnknownRequest
+from agentlace.errors import (
+    Busy,
+    ControlHeld,
+    DecodeError,
+    EncodeError,
+    RemoteError,
+    Superseded,
+    UnknownRequest,
+)
 from agentlace.transport.replies import REPLY, REPLY_STAMP, ReplyEncoder
 from agentlace.transport.resp import Buffer
+
+log = logging.getLogger(__name__)
 
 REQUEST = "request"
 REQUEST_STAMP = "Qd16s"
@@ -95,6 +107,19 @@ def failure(number: int, kind: str, message: str, status: str = "error") -> Fram
     return encode_stamped(REPLY, meta, struct.pack(f"<{REPLY_STAMP}", number), None)
 
 
+def failed(call: Call, number: int, error: BaseException) -> Frame:
+    """Return the reply that tells of a handler's error, which is logged."""
+    if isinstance(error, UnknownRequest):
+        return failure(number, "UnknownRequest", str(error), "unknown")
+    if isinstance(error, ControlHeld):
+        return failure(number, error.type, error.message)
+    if isinstance(error, EncodeError):
+        log.error("the reply to %s may not travel: %s", call, error)
+        return failure(number, "EncodeError", f"its reply may not travel: {error}")
+    log.error("the handler of %s raised:\n%s", call, "".join(traceback.format_exception(error)))
+    return failure(number, type(error).__name__, str(error))
+
+
 def checked(meta: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return what a reply says beside its tree; raises DecodeError if it says nothing of use."""
     if type(meta.get("status")) is not str:
@@ -107,4 +132,6 @@ def raise_failure(meta: Mapping[str, Any]) -> NoReturn:
     kind = _FAILURES.get(meta["status"])
     if kind is not None:
         raise kind(str(meta.get("message")))
+    if meta.get("type") == ControlHeld.__name__:
+        raise ControlHeld(str(meta.get("message")))
     raise RemoteError(str(meta.get("type")), str(meta.get("message")))

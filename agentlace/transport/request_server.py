@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from agentlace.codec import Frame
 from agentlace.codec.unstamped import stamp_in
-from agentlace.errors import AgentlaceError, Closed, EncodeError, UnknownRequest
+from agentlace.errors import AgentlaceError, Closed
 from agentlace.transport import facts
 from agentlace.transport.backoff import Backoff, Refrain
 from agentlace.transport.connection import MARGIN_S, Broker
@@ -24,6 +23,7 @@ from agentlace.transport.request_frames import (
     Call,
     Request,
     RequestReader,
+    failed,
     failure,
     keep,
 )
@@ -60,6 +60,9 @@ class RequestServer:
         handler: what to do; an exception is answered to the caller and logged here.
         token: this server's identity.
         intake: how requests are taken; popped, if it is not told.
+
+    Attributes:
+        caller: who has sent the request that is being handled.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class RequestServer:
         self._dropped: list[int] = []
         self._run = ""
         self._connects = 0
+        self.caller = b""
         self.answered = 0
         self.expired = 0
         self.unreadable = 0
@@ -232,6 +236,7 @@ class RequestServer:
             if self._is_expired(request):
                 self._drop(place)
                 return None
+            self.caller = caller
             reply = self._execute(call, number, payload)
             self.answered += 1
             late_ms = self._broker.now_ms() - deadline_ms
@@ -309,14 +314,3 @@ class RequestServer:
         self._channel.close()
         if self._thread is not None and self._done.is_set():
             self._thread.join(JOIN_TIMEOUT_S)
-
-
-def failed(call: Call, number: int, error: BaseException) -> Frame:
-    """Return the reply that tells of a handler's error, which is logged."""
-    if isinstance(error, UnknownRequest):
-        return failure(number, "UnknownRequest", str(error), "unknown")
-    if isinstance(error, EncodeError):
-        log.error("the reply to %s may not travel: %s", call, error)
-        return failure(number, "EncodeError", f"its reply may not travel: {error}")
-    log.error("the handler of %s raised:\n%s", call, "".join(traceback.format_exception(error)))
-    return failure(number, type(error).__name__, str(error))

@@ -97,6 +97,7 @@ class RequestClient:
         family: of another line of the same client: servers take both for one client's.
 
     Attributes:
+        caller: what every request says of who sends it.
         made: calls so far.
         failed: those of them that got no answer, or an error.
     """
@@ -111,8 +112,8 @@ class RequestClient:
         self._broker = broker
         self._keys = keys
         self._server = server
-        self._caller = family[:FAMILY_BYTES] + uuid.uuid4().bytes[len(family[:FAMILY_BYTES]) :]
-        self._reply_key = keys.reply(self._caller.hex())
+        self.caller = family[:FAMILY_BYTES] + uuid.uuid4().bytes[len(family[:FAMILY_BYTES]) :]
+        self._reply_key = keys.reply(self.caller.hex())
         self._channel = broker.channel(key=keys.prefix)
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -128,7 +129,7 @@ class RequestClient:
     @property
     def family(self) -> bytes:
         """Return what all lines of one client have in common."""
-        return self._caller[:FAMILY_BYTES]
+        return self.caller[:FAMILY_BYTES]
 
     def ticket(self) -> Ticket:
         """Return a new request's identity."""
@@ -225,7 +226,7 @@ class RequestClient:
             meta = {"what": what, "name": name, "run": self._run, "repeats": repeats}
             encoder = StampedEncoder(REQUEST, meta, REQUEST_STAMP)
             keep(self._encoders, (what, name, repeats), encoder, ENCODERS)
-        return encoder.encode((ticket.id, self._broker.at_ms(end), self._caller), payload)
+        return encoder.encode((ticket.id, self._broker.at_ms(end), self.caller), payload)
 
     def _ask(self, frame: Frame, ticket: Ticket, end: float) -> Stamped | None:
         """Push the request once, then wait for its reply; None when the time is over."""

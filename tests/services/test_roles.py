@@ -149,6 +149,23 @@ def test_a_robot_and_those_who_drive_it(lab, at, running, nothing_refused):
     robot.stop()
 
 
+def test_control_of_a_robot(lab, at, running, nothing_refused):
+    robot = ActionServer(ACTION, lambda keys: {"image": 1}, lambda *_: {}, broker=at("actor"))
+    running(robot).start(threaded=True)
+    rate = robot.publish_at(100.0)
+    driver, other = (running(ActionClient("x", ACTION, broker=at("actor"))) for _ in range(2))
+    with driver.control():
+        assert driver.act("move") == {} and other.act("move") is None
+        wait_until(lambda: other.controlled_by is not None)
+    assert wait_until(driver.latest).obs == {"image": 1}
+    assert rate.published and robot.controlled_by is None
+    restarted = ActionServer(ACTION, None, lambda *_: {}, broker=at("actor"))
+    driver.take_control()
+    robot.stop()
+    running(restarted).start(threaded=True)
+    assert restarted.controlled_by is not None
+
+
 def test_a_policy_and_who_asks_it(lab, at, running, nothing_refused):
     learner = running(TrainerServer(TRAINER, broker=at("learner")))
     learner.start(threaded=True)
