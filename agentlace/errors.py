@@ -11,6 +11,8 @@
     ├── RequestTimeout       no reply before the deadline              (also a TimeoutError)
     ├── RemoteError          the handler at the other end raised
     │   └── ControlHeld      another client alone may drive this robot
+    ├── Busy                 so many calls wait at the server already that one more may not
+    ├── Superseded           a newer call of the same client took this one's place
     ├── UnknownRequest       a key, type or store nobody declared      (also a ValueError)
     ├── RateLimited          more calls than ``rate_limit`` allows
     ├── EncodeError          a value that may not travel               (also a TypeError)
@@ -153,6 +155,14 @@ class ControlHeld(RemoteError):
         self.type = type(self).__name__
         self.message = message
         AgentlaceError.__init__(self, message)
+
+
+class Busy(AgentlaceError):
+    """So many calls wait at the server already that this one may not; it was not executed."""
+
+
+class Superseded(AgentlaceError):
+    """A newer call of the same client took this one's place; it was not executed."""
 
 
 class UnknownRequest(AgentlaceError, ValueError):

@@ -76,6 +76,16 @@ METRICS: dict[str, Metric] = {
     "requests_answered_total": Metric("counter", "Requests answered."),
     "requests_expired_total": Metric("counter", "Requests dropped after their deadline."),
     "requests_unreadable_total": Metric("counter", "Requests that could not be read."),
+    "requests_waiting": Metric("gauge", "Calls that the server has taken and not begun."),
+    "requests_refused_total": Metric("counter", "Calls refused since too many waited."),
+    "requests_superseded_total": Metric(
+        "counter", "Calls whose place a newer one of their client took."
+    ),
+    "requests_batched_total": Metric("counter", "Calls answered in batches."),
+    "requests_taken_over_total": Metric(
+        "counter", "Calls that this server gave to others when their own was lost."
+    ),
+    "batches_total": Metric("counter", "Batches answered."),
     "requests_made_total": Metric("counter", "Requests made."),
     "requests_failed_total": Metric("counter", "Requests that got no answer, or an error."),
     "observations_published_total": Metric("counter", "Observations broadcast."),

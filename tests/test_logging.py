@@ -41,7 +41,8 @@ def test_a_module_has_one_logger_of_its_own_name(name):
     assert len(own) <= 1
     assert not others or name in NODES, others
     uses = any(
-        isinstance(node, ast.Attribute) and ast.unparse(node.value) == "log"
+        (isinstance(node, ast.Attribute) and ast.unparse(node.value) == "log")
+        or (isinstance(node, ast.Call) and ast.unparse(node.func) == "Logged")
         for node in ast.walk(ast.parse(FILES[name].read_text()))
     )
     assert uses == bool(own), "a logger that nobody uses, or none that is used"

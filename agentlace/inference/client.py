@@ -66,7 +66,7 @@ class InferenceClient(Client):
 
         It raises what would give None here. Close it before this client is stopped.
         """
-        return RequestClient(self._broker, self._keys, self._server_token)
+        return RequestClient(self._broker, self._keys, self._server_token, self._requests.family)
 
     def _call(self, what: str, name: str, payload: Any) -> Any:
         timeout_s = self.timeout_ms / 1000

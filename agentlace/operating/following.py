@@ -12,7 +12,7 @@ from agentlace.errors import AgentlaceError, DecodeError
 from agentlace.transport.broadcast import OBSERVATION
 from agentlace.transport.connection import MARGIN_S, Broker, Channel
 from agentlace.transport.keys import ServiceKeys, StoreKeys
-from agentlace.transport.request_server import REQUEST, REQUEST_STAMP
+from agentlace.transport.request_frames import REQUEST, REQUEST_STAMP
 from agentlace.transport.streams import START, StreamId, names_in, newest_id
 from agentlace.transport.subscription import Subscription
 

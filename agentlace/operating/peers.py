@@ -11,7 +11,7 @@ from agentlace.errors import DecodeError
 from agentlace.operating.asking import ask
 from agentlace.telemetry import Sample
 from agentlace.transport.connection import Channel
-from agentlace.transport.presence import peer_of
+from agentlace.transport.peer_info import peer_of
 from agentlace.transport.resp import Reply
 
 EXPECTED_BEAT_S = 2.5
@@ -100,11 +100,13 @@ def peers(channel: Channel, namespace: str, keys: Iterable[str]) -> list[Peer]:
     ours = {key: place for key, place in places.items() if place is not None}
     values = ask(channel, list(ours), "GET")
     channel.checked(values)
-    found = [
+    told = [
         peer
         for (key, place), value in zip(ours.items(), values, strict=True)
         for peer in _peer(channel, place, key, value)
     ]
+    # Servers of one number share a key beside those of their own.
+    found = list({(p.service, p.is_server, p.is_there, p.token): p for p in told}.values())
     served = {peer.service for peer in found if peer.is_server and peer.is_there}
     found = [peer for peer in found if peer.is_there or peer.service not in served]
     return sorted(found, key=lambda peer: (peer.service, not peer.is_server, peer.name))

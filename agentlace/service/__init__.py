@@ -5,6 +5,7 @@
     server.py    Server: the serving end of a service
     client.py    Client: the calling end of a service
     running.py   what still runs when its program ends
+    sigterm.py   what is done before SIGTERM takes its way
 """
 
 from agentlace.service.client import SOFT_ERRORS, Client

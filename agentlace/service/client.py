@@ -16,6 +16,7 @@ from agentlace.config import BrokerURL, check_same, described
 from agentlace.errors import (
     AgentlaceError,
     BrokerUnreachable,
+    Busy,
     Closed,
     ConfigMismatch,
     PeerAbsent,
@@ -23,6 +24,7 @@ from agentlace.errors import (
     RemoteError,
     RequestTimeout,
     StoreFull,
+    Superseded,
 )
 from agentlace.forks import check_process, process_number
 from agentlace.logs import Refrain, about
@@ -45,12 +47,14 @@ T = TypeVar("T")
 
 SOFT_ERRORS = (
     BrokerUnreachable,
+    Busy,
     Closed,
     PeerAbsent,
     RateLimited,
     RemoteError,
     RequestTimeout,
     StoreFull,
+    Superseded,
 )
 """Errors that give None or False, logged and kept in ``last_error``, unless ``strict``."""
 

@@ -130,21 +130,29 @@ class Server:
             exclusive=self.exclusive,
             **self._offers(),
         )
-        life = presence.Presence(
-            *(broker, self._keys.server, info, self._keys.seen),
-            *(self._on_beat, self._on_replaced, self.telemetry),
-        )
+        life = self._presence_of(broker, info)
         try:
             life.acquire(self.exclusive)
         except BaseException:
             life.stop()
             raise
         self._presence = life
-        self._requests = RequestServer(broker, self._keys, self._handle, info["token"])
+        self._requests = self._requests_of(broker, info["token"])
         self._start_workers(broker)
         life.start()
         started(self)
         return self._requests
+
+    def _presence_of(self, broker: Broker, info: presence.Info) -> presence.Presence:
+        """Return what announces the server and keeps its lease."""
+        return presence.Presence(
+            *(broker, self._keys.server, info, self._keys.seen),
+            *(self._on_beat, self._on_replaced, self.telemetry),
+        )
+
+    def _requests_of(self, broker: Broker, token: str) -> RequestServer:
+        """Return what takes requests and answers them."""
+        return RequestServer(broker, self._keys, self._handle, token)
 
     def stop(self) -> None:
         """Stop serving and say goodbye. Idempotent; blocks for at most a few seconds.

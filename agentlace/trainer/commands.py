@@ -6,9 +6,10 @@ import contextlib
 import logging
 import threading
 import time
-from typing import Protocol
+from typing import Any, Protocol
 
 from agentlace.errors import AgentlaceError, BrokerAuthFailed, DecodeError
+from agentlace.logs import about
 from agentlace.telemetry import Telemetry
 from agentlace.transport.commands import PAUSE, RESUME, SAVE, Command, answer, next_command
 from agentlace.transport.connection import Broker, Channel
@@ -59,7 +60,7 @@ class Commands:
             try:
                 command = next_command(channel, self._keys)
             except DecodeError as error:
-                log.warning("%s: %s", self._keys.name, error)
+                log.warning("%s: %s", self._keys.name, error, extra=self._about(error))
                 continue
             except BrokerAuthFailed as error:  # users of an earlier version know no commands
                 self._is_forbidden = error.is_forbidden
@@ -85,7 +86,11 @@ class Commands:
             try:
                 answer(channel, self._keys, command, text, failure)
             except AgentlaceError as error:
-                log.warning("%s could not answer a command: %s", self._keys.name, error)
+                text = "%s could not answer a command: %s"
+                log.warning(text, self._keys.name, error, extra=self._about(error))
+
+    def _about(self, error: AgentlaceError) -> dict[str, Any]:
+        return about(self._keys.labels, error=error)
 
     def _carried_out(self, broker: Broker, command: Command) -> str:
         """Do it; return what was done, for people."""

@@ -23,8 +23,14 @@
     secured.py              a directory with users, passwords and certificates for it
     supervisor.py           the process that keeps it while somebody uses it
     presence.py             who is there; the lease of a server
+    peer_info.py            what nodes say of themselves
     requests.py             act, obs, call, request: the caller's end
     request_server.py       act, obs, call, request: the server's end
+    request_frames.py       requests and replies: what is in their frames
+    replies.py              replies: what they say beside their tree
+    remembered.py           replies that are kept for requests that are repeated
+    inflight.py             calls that a server has taken: where they are found if it is lost
+    replicas.py             the servers of one service: each looks after the others
     streams.py              transitions: what both ends share
     producer.py             transitions: the actor's end
     facts.py                transitions: which broker it is, and what it writes to disk

@@ -47,6 +47,8 @@ class Channel:
     """
 
     slice_s = SLICE_S
+    can_move = True
+    """Whether the broker can block while it moves from one list to another."""
 
     def __init__(self, broker: Broker, connect_timeout_s: float = CONNECT_TIMEOUT_S) -> None:
         self.broker = broker

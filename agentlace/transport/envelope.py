@@ -14,8 +14,7 @@ class Envelope:
     Args:
         before: the command whose last argument is the frame, without it.
         between: commands that follow; they answer with integers, as ``before`` does.
-        key: of the list.
-        slice_s: how long the pop waits, in seconds.
+        pop: the last command, a BLPOP or BLMOVE.
 
     Attributes:
         head: how the pop's answer begins, up to its value's size, if it popped anything.
@@ -27,14 +26,13 @@ class Envelope:
         usual_bytes: and how many bytes they had.
     """
 
-    def __init__(
-        self, before: Sequence[str], between: Sequence[Command], key: str, slice_s: float
-    ) -> None:
+    def __init__(self, before: Sequence[str], between: Sequence[Command], pop: Command) -> None:
         self._push = before
-        self._rest = [*between, ("BLPOP", key, f"{slice_s:g}")]
+        self._rest = [*between, pop]
         self.before = b"*%d\r\n" % (len(before) + 1) + b"".join(map(packed_text, before))
         self.after = b"".join((b"\r\n", *pack(self._rest)))
-        self.head = b"*2\r\n%b$" % packed_text(key)
+        is_plain = pop[0] == "BLMOVE"  # a BLPOP's value comes with its key
+        self.head = b"$" if is_plain else b"*2\r\n%b$" % packed_text(str(pop[1]))
         self.replies = 1 + len(self._rest)
         self.least_bytes = len(b":1\r\n") * len(self._rest) + len(b"*-1\r\n")
         self.usual = b""

@@ -12,6 +12,15 @@ al:{ns:kind:port}:seen                   string    one, JSON: who served last   
 al:{ns:kind:port}:client:<name>          string    one per client, JSON            LEASE_MS
 al:{ns:kind:port}:requests               list      one per waiting caller          when popped
 al:{ns:kind:port}:reply:<caller>         list      one per unread reply            REPLY_MS
+al:{ns:inference:port}:server:<id>       string    one per server, JSON            LEASE_MS
+al:{ns:inference:port}:servers           hash      one field per server: its       never; struck
+                                                   number of places                off when gone
+al:{ns:inference:port}:inflight:<id>:<n>  list     one request: in place n of      INFLIGHT_MS
+                                                   server id                       after its
+                                                                                   server's last
+                                                                                   beat
+al:{ns:inference:port}:again:<request>   string    a number: how often its server  AGAIN_MS
+                                                   was lost
 al:{ns:action:port}:obs                  string    newest observation              NEWEST_MS
 al:{ns:action:port}:obs:new              channel
 al:{ns:trainer:port}:weights             string    manifest of the newest version  never
@@ -54,6 +63,10 @@ SEEN_MS = 7 * 24 * 3600 * 1000
 """How long it is known when a server, or a consumer of a stream, was last there."""
 REPLY_MS = 60_000
 """A reply that its caller has not fetched after so long is dropped."""
+INFLIGHT_MS = 60_000
+"""What a server had taken and not answered is kept for so long after its last heartbeat."""
+AGAIN_MS = 600_000
+"""How often a request was given to another server is known for so long."""
 NEWEST_MS = 10_000
 """An observation is the newest for no longer than this."""
 LEAF_MS = 600_000
@@ -121,6 +134,23 @@ class ServiceKeys:
     def reply(self, caller: str) -> str:
         """Return the list that one caller pops."""
         return f"{self.prefix}:reply:{caller}"
+
+    def replica(self, server: str) -> str:
+        """Return the presence key of one of several servers."""
+        return f"{self.prefix}:server:{server}"
+
+    @property
+    def servers(self) -> str:
+        """Return the hash of the servers that may have taken requests."""
+        return f"{self.prefix}:servers"
+
+    def inflight(self, server: str, place: int) -> str:
+        """Return the list that holds the request in one of a server's places."""
+        return f"{self.prefix}:inflight:{server}:{place}"
+
+    def again(self, request: str) -> str:
+        """Return the key that counts how often the server that had a request was lost."""
+        return f"{self.prefix}:again:{request}"
 
     @property
     def newest_obs(self) -> str:

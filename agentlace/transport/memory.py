@@ -42,6 +42,7 @@ class MemoryChannel(Channel):
     """A channel to an in-process broker. A blocking command blocks while it is being sent."""
 
     slice_s = 0.1
+    can_move = False
 
     def _open(self) -> Link:
         server = _server(self.broker.url.host)

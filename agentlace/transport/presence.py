@@ -15,20 +15,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from agentlace.errors import (
-    AgentlaceError,
-    AlreadyServed,
-    BrokerAuthFailed,
-    DecodeError,
-    PeerAbsent,
-    StoreFull,
-)
+from agentlace.errors import AgentlaceError, AlreadyServed, BrokerAuthFailed, StoreFull
 from agentlace.logs import Refrain, about
 from agentlace.telemetry import Telemetry
 from agentlace.transport.backoff import Backoff
 from agentlace.transport.connection import Broker, Channel
 from agentlace.transport.identity import is_dead
-from agentlace.transport.keys import HEARTBEAT_S, LEASE_MS, SEEN_MS, ServiceKeys
+from agentlace.transport.keys import HEARTBEAT_S, LEASE_MS, SEEN_MS
+from agentlace.transport.peer_info import PRESENT, Info, absent, read_peer
+
+__all__ = ["Info", "Presence", "absent", "read_peer"]
 
 log = logging.getLogger(__name__)
 
@@ -37,60 +33,6 @@ GOODBYE_TIMEOUT_S = 1.0
 CLOCK_EVERY_S = 30.0
 """How often the broker's clock is measured anew."""
 PEER_POLL_S = 0.05
-
-Info = dict[str, Any]
-MAX_NUMBER = 1 << 50
-"""No process ID is larger, and no time in milliseconds for the next 30,000 years."""
-_PRESENT: Info = {"role": "node", "name": "?", "host": "?", "pid": 0, "token": "", "progress_ms": 0}
-"""What every node says of itself."""
-_TYPES: dict[str, type] = {name: type(value) for name, value in _PRESENT.items()}
-_TYPES |= {
-    "machine": str,
-    "started": str,
-    "config": dict,
-    "stores": dict,
-    "control": dict,
-    "began_ms": int,
-}
-
-
-def read_peer(channel: Channel, key: str) -> Info | None:
-    """Return what the node with this presence key says of itself, None if it is not there.
-
-    Raises:
-        DecodeError: the key holds something else.
-    """
-    value = channel.call("GET", key)
-    return None if value is None else peer_of(value, key)
-
-
-def peer_of(value: Any, key: str) -> Info:
-    """Return what a node says of itself in the value of its presence key; raises DecodeError."""
-    try:
-        return _checked(_PRESENT | dict(json.loads(bytes(value))))
-    except (TypeError, ValueError, RecursionError) as error:
-        reason = str(error)[:200]
-        raise DecodeError(f"the presence key {key} is damaged: {reason}") from error
-
-
-def _checked(told: Info) -> Info:
-    """Return what a node says if it is of the right types; raises ValueError."""
-    for name in _TYPES.keys() & told.keys():
-        value, kind = told[name], _TYPES[name]
-        if type(value) is not kind and not (name == "progress_ms" and type(value) is float):
-            raise ValueError(f"{name} is a {type(value).__name__}")
-        if isinstance(value, (int, float)) and not 0 <= value <= MAX_NUMBER:
-            raise ValueError(f"{name} is {value!r:.50}")
-    return told
-
-
-def absent(channel: Channel, keys: ServiceKeys) -> PeerAbsent:
-    """Return the error for a server that is not there, saying when it was."""
-    seen = read_peer(channel, keys.seen)
-    last = None
-    if seen:
-        last = f"{seen['host']} pid {seen['pid']}, {time.ctime(seen['progress_ms'] / 1000)}"
-    return PeerAbsent("server", keys.name, last, str(channel.broker.url))
 
 
 class Presence:
@@ -105,6 +47,10 @@ class Presence:
         on_replaced: called once, from the heartbeat's thread, if another server has taken over,
             with the error that its publishing raises from then on.
         telemetry: what else the node says of itself, with each beat.
+        shared: a further key, which several servers of one service keep together: whoever
+            looks for the service finds one of them there.
+        on_leave: called at the end, with ``shared``, on the heartbeat's channel: does what is
+            left to do, and returns whether no other server keeps the shared key.
     """
 
     def __init__(
@@ -116,8 +62,12 @@ class Presence:
         on_beat: Callable[[Channel], None] | None = None,
         on_replaced: Callable[[AlreadyServed], None] | None = None,
         telemetry: Telemetry | None = None,
+        shared: str | None = None,
+        on_leave: Callable[[Channel], bool] | None = None,
     ) -> None:
         self._broker = broker
+        self._shared = shared
+        self._on_leave = on_leave
         self._telemetry = telemetry
         self._key = key
         self.info = info
@@ -141,6 +91,13 @@ class Presence:
         Raises:
             AlreadyServed: exclusive, and another live server holds the key.
         """
+        try:
+            self._acquire(exclusive)
+        except BaseException:
+            self._channel.disconnect()
+            raise
+
+    def _acquire(self, exclusive: bool) -> None:
         self._broker.measure_clock(self._channel)
         deadline = time.monotonic() + (LEASE_MS + 1000 * HEARTBEAT_S) / 1000
         first: Any = None
@@ -148,10 +105,21 @@ class Presence:
             peer = read_peer(self._channel, self._key)
             beat = peer and (peer["token"], peer["progress_ms"])
             if (first and beat and beat != first) or time.monotonic() > deadline:
-                raise self._already_served(peer or _PRESENT)
+                raise self._already_served(peer or PRESENT)
             first = first or beat
             self._stop.wait(PEER_POLL_S)
         if not exclusive:
+            self._announce()
+
+    def _announce(self) -> None:
+        try:
+            self._write(self._channel)
+        except BrokerAuthFailed as error:
+            if not error.is_forbidden or self._shared is None:
+                raise
+            text, fields = "%s keeps no key of its own: %s", about(error=error)
+            log.warning(text, self.info["name"], error, extra=fields)
+            self._key, self._shared = self._shared, None  # users' rules of an earlier version
             self._write(self._channel)
 
     def _note_forbidden(self, error: BrokerAuthFailed) -> None:
@@ -203,15 +171,20 @@ class Presence:
             self._replace(peer)
             return
         value = self._json()
-        commands: list[Any] = [("MULTI",), ("SET", self._key, value, "PX", LEASE_MS), ("EXEC",)]
-        replies = channel.exchange(commands)
+        sets = [("SET", key, value, "PX", LEASE_MS) for key in self._kept()]
+        replies = channel.exchange([("MULTI",), *sets, ("EXEC",)])
         try:
             if channel.checked(replies)[-1] is not None and self._seen:
                 channel.call("SET", self._seen, value, "PX", SEEN_MS)
         except StoreFull:  # a full broker lets nobody write, but everybody stay
-            channel.call("PEXPIRE", self._key, LEASE_MS)
+            for key in self._kept():
+                channel.call("PEXPIRE", key, LEASE_MS)
         except BrokerAuthFailed as error:
             self._note_forbidden(error)
+
+    def _kept(self) -> list[str]:
+        """Return the keys that this node keeps alive."""
+        return [self._key] if self._shared is None else [self._key, self._shared]
 
     def _replace(self, peer: Info) -> None:
         if self.replaced.is_set():
@@ -297,8 +270,25 @@ class Presence:
 
     def _remove_key(self) -> None:
         channel = self._channel
-        channel.call("WATCH", self._key, timeout_s=GOODBYE_TIMEOUT_S)
-        peer = read_peer(channel, self._key)
-        if peer and peer["token"] == self.info["token"]:
-            commands = [("MULTI",), ("DEL", self._key), ("EXEC",)]
-            channel.exchange(commands, GOODBYE_TIMEOUT_S)
+        channel.timeout_s = GOODBYE_TIMEOUT_S
+        is_last = self._on_leave is None or self._on_leave(channel)
+        self._remove(self._key)
+        if self._shared is not None and is_last:
+            self._remove(self._shared)
+
+    def _remove(self, key: str) -> None:
+        """Remove a key, unless it is another living server's."""
+        channel = self._channel
+        channel.call("WATCH", key)
+        peer = read_peer(channel, key)
+        if peer is not None and self._is_ours(peer["token"]):
+            channel.exchange([("MULTI",), ("DEL", key), ("EXEC",)])
+        else:
+            channel.call("UNWATCH")
+
+    def _is_ours(self, token: str) -> bool:
+        """Whether what a key says is of this server, or of one that shared it and is gone."""
+        if token == self.info["token"] or self._shared is None:
+            return bool(token == self.info["token"])
+        replica = self._key.replace(self.info["token"], token)
+        return read_peer(self._channel, replica) is None

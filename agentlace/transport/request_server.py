@@ -3,98 +3,53 @@
 from __future__ import annotations
 
 import logging
-import struct
 import threading
 import time
-import traceback
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-from agentlace.codec import Frame, StampedDecoder, StampedEncoder, encode_stamped
+from agentlace.codec import Frame
 from agentlace.codec.unstamped import stamp_in
-from agentlace.errors import (
-    AgentlaceError,
-    Closed,
-    ControlHeld,
-    DecodeError,
-    EncodeError,
-    UnknownRequest,
-)
+from agentlace.errors import AgentlaceError, Closed
 from agentlace.logs import Refrain, about
 from agentlace.transport import facts
 from agentlace.transport.backoff import Backoff
 from agentlace.transport.connection import MARGIN_S, Broker
 from agentlace.transport.envelope import Envelope
+from agentlace.transport.inflight import NOWHERE, Intake
 from agentlace.transport.keys import REPLY_MS, ServiceKeys
-from agentlace.transport.resp import ErrorReply
+from agentlace.transport.remembered import Remembered
+from agentlace.transport.request_frames import (
+    REQUEST_STAMP,
+    Call,
+    Failures,
+    Request,
+    RequestReader,
+    failure,
+    keep,
+)
+from agentlace.transport.resp import Command, ErrorReply
 
 log = logging.getLogger(__name__)
 
-REQUEST, REPLY = "request", "reply"
-REQUEST_STAMP = "Qd16s"
-"""A request's number, its deadline in the broker's milliseconds, and who calls."""
-REPLY_STAMP = "Q"
-"""The number of the request."""
 AT_MOST_ONCE = frozenset({"act", "request"})
 """Kinds of request that are never executed twice; all others are pure and may be."""
-REMEMBERED_CALLERS = 256
-"""Of so many callers the last replies are remembered."""
-REMEMBERED_BYTES = 64 << 20
-"""Their replies together; the oldest go first."""
-NAME_CHARS = 1024
-"""No name in a request is longer."""
-REMEMBERED_REPLIES = 4
-"""So many of each: a caller may repeat one request while others of its threads go on."""
 CALLERS = 1024
 """To so many callers the commands around a reply are kept packed."""
 LAST_ATTEMPTS = 2
 JOIN_TIMEOUT_S = 5.0
 
 Handler = Callable[[str, str, Any], Any]
-"""Called with what (``act``), its name (the key) and its payload; returns the reply's tree."""
+"""Called with what (``act``), its name (the key) and its payload; returns the reply's tree, or an
+Answer."""
 
 
-K = TypeVar("K")
-V = TypeVar("V")
+class Outgoing(NamedTuple):
+    """What answers a request, and the place that it had."""
 
-
-def keep(cache: dict[K, V], key: K, value: V, limit: int) -> V:
-    """Put a value into a cache, which starts anew where it would hold more than its limit."""
-    if len(cache) >= limit:
-        cache.clear()
-    cache[key] = value
-    return value
-
-
-class _Call(NamedTuple):
-    """What requests of one structure have in common, and what encodes the replies to them."""
-
-    what: str
-    name: str
-    run: str
-    repeats: str | None
-    replies: StampedEncoder
-
-    @classmethod
-    def of(cls, meta: Mapping[str, Any]) -> _Call:
-        """Return what a frame's meta says; raises DecodeError."""
-        try:
-            what, name, run, repeats = (meta[key] for key in ("what", "name", "run", "repeats"))
-        except KeyError as error:
-            raise DecodeError(f"a request without {error}") from error
-        texts = (what, name, run, repeats or "")
-        if any(type(text) is not str or len(text) > NAME_CHARS for text in texts):
-            raise DecodeError(f"a request whose names are no strings of at most {NAME_CHARS}")
-        replies = StampedEncoder(REPLY, {"status": "ok"}, REPLY_STAMP)
-        return cls(what, name, run, repeats, replies)
-
-    def __str__(self) -> str:
-        """Return how it is called in messages."""
-        return f"{self.what} {self.name!r}"
-
-
-_Answer = tuple[Envelope, Frame]
+    envelope: Envelope
+    frame: Frame
+    place: int
 
 
 class RequestServer:
@@ -105,25 +60,39 @@ class RequestServer:
         keys: which service.
         handler: what to do; an exception is answered to the caller and logged here.
         token: this server's identity.
+        intake: how requests are taken; popped, if it is not told.
 
     Attributes:
         caller: who has sent the request that is being handled.
     """
 
-    def __init__(self, broker: Broker, keys: ServiceKeys, handler: Handler, token: str) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        keys: ServiceKeys,
+        handler: Handler,
+        token: str,
+        intake: Intake | None = None,
+    ) -> None:
         self._broker = broker
         self._keys = keys
         self._handler = handler
         self._token = token
+        self._intake = intake or Intake(keys)
         self._channel = broker.channel(key=keys.prefix)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._runner: threading.Thread | None = None
+        self._done = threading.Event()
         self._is_ending = False
-        self._remembered: OrderedDict[bytes, OrderedDict[int, Frame]] = OrderedDict()
-        self._remembered_bytes = 0
+        self._remembered = Remembered()
         self._refrain = Refrain()
-        self._decoder = StampedDecoder(REQUEST, REQUEST_STAMP, _Call.of)
-        self._envelopes: dict[bytes, Envelope] = {}
+        self._backoff = Backoff()
+        self._reader = RequestReader()
+        self._failures = Failures(keys.labels)
+        self._envelopes: dict[tuple[bytes, int, int], Envelope] = {}
+        self._place = self._intake.take()
+        self._dropped: list[int] = []
         self._run = ""
         self._connects = 0
         self.caller = b""
@@ -134,103 +103,175 @@ class RequestServer:
     def start(self) -> None:
         """Serve in a thread of its own."""
         name = f"serve {self._keys.name}"
-        self._thread = threading.Thread(target=self.run, name=name, daemon=True)
+        self._thread = self._runner = threading.Thread(target=self.run, name=name, daemon=True)
         self._thread.start()
 
     def run(self) -> None:
         """Serve in this thread until :meth:`stop` is called from another one or a handler."""
+        self._runner = threading.current_thread()
         try:
             self._serve()
         finally:
             self._channel.close()
+            self._done.set()
 
     def _serve(self) -> None:
-        backoff = Backoff()
-        answer: _Answer | None = None
+        answer: Outgoing | None = None
         while not self._stop.is_set():
             try:
-                request = self._next(answer)
+                data, place, answer = self._wait(answer)
             except Closed:
                 return
-            except AgentlaceError as error:
-                if backoff.is_news(error) and not self._stop.is_set():
-                    text = "%s waits for the broker: %s"
-                    log.warning(text, self._keys.name, error, extra=self._about(error))
-                self._stop.wait(backoff.next_s())
-                continue
-            backoff.reset()
-            answer = None if request is None else self._answer(request)
+            if data is not None:
+                answer = self._answer(data, place)
         self._send_last(answer)
 
-    def _next(self, answer: _Answer | None) -> Any:
+    def _wait(self, answer: Outgoing | None) -> tuple[Any, int, Outgoing | None]:
+        """Send the last answer and wait for a request.
+
+        Returns:
+            A request's bytes, or None after a slice; its place; and the answer, if it could not
+            be sent: then it was tried, and the pause before the next attempt is over.
+        """
+        try:
+            data = self._next(answer)
+        except Closed:
+            raise
+        except AgentlaceError as error:
+            self._note_trouble(error)
+            return None, NOWHERE, answer
+        self._backoff.reset()
+        place = self._place
+        if place != NOWHERE:
+            if answer is not None:
+                self._intake.free((answer.place,))
+            if data is not None:
+                self._place = self._intake.take()
+        return data, place, None
+
+    def _note_trouble(self, error: AgentlaceError) -> None:
+        """Say that the broker is away, and pause before the next attempt."""
+        if self._backoff.is_news(error) and not self._stop.is_set():
+            text = "%s waits for the broker: %s"
+            log.warning(text, self._keys.name, error, extra=self._about(error))
+        self._stop.wait(self._backoff.next_s())
+
+    def _next(self, answer: Outgoing | None) -> Any:
         """Send the last answer and wait for a request, in one write; None after a slice.
 
         A refused answer is only logged: a request may have been popped right behind it.
         """
         channel = self._channel
-        slice_s = channel.slice_s
-        timeout_s = slice_s + MARGIN_S
+        timeout_s = channel.slice_s + MARGIN_S
         if not channel.is_connected or channel.connects != self._connects:
-            channel.connect()
-            self._run, self._connects = facts.run_of(channel), channel.connects
+            self._meet_broker()
         if answer is None:
             self._broker.follow_clock(channel)
-            popped = channel.call("BLPOP", self._keys.requests, f"{slice_s:g}", timeout_s=timeout_s)
-            return None if popped is None else popped[1]
-        data = channel.trade(*answer, timeout_s)
+            return self._pop(timeout_s)
+        data = channel.trade(answer.envelope, answer.frame, timeout_s)
         if data is not None:
             return data
-        for _ in range(answer[0].replies - 1):
-            reply = channel.receive(timeout_s)
-            if isinstance(reply, ErrorReply):
-                text, fields = "%s could not send a reply: %s", self._about(reply)
-                self._refrain.say(log.error, reply, text, self._keys.name, reply, extra=fields)
-        popped = channel.checked([channel.receive(timeout_s)])[0]
-        return None if popped is None else popped[1]
+        for _ in range(answer.envelope.replies - 1):
+            self._note_refusal(channel.receive(timeout_s))
+        return self._intake.popped(channel.checked([channel.receive(timeout_s)])[0])
 
-    def _send_last(self, answer: _Answer | None) -> None:
-        if answer is None:
+    def _pop(self, timeout_s: float) -> Any:
+        """Wait for a request, after removing those that need no answer."""
+        channel, intake, dropped = self._channel, self._intake, self._dropped
+        commands = [*intake.drop(dropped), intake.pop(self._place, channel.slice_s)]
+        popped = channel.checked(channel.exchange(commands, timeout_s))[-1]
+        intake.free(dropped)
+        self._dropped = []
+        return intake.popped(popped)
+
+    def _meet_broker(self) -> None:
+        """Find out which run of the broker it is, whenever it is connected anew."""
+        channel = self._channel
+        channel.connect()
+        self._run = facts.run_of(channel)
+        self._intake.begin(channel, self._place)
+        if self._place == NOWHERE:
+            self._place = self._intake.take()
+        self._envelopes.clear()
+        self._connects = channel.connects
+
+    def _note_refusal(self, reply: Any) -> None:
+        if isinstance(reply, ErrorReply):
+            text, fields = "%s could not send a reply: %s", self._about(reply)
+            self._refrain.say(log.error, reply, text, self._keys.name, reply, extra=fields)
+
+    def _send_last(self, answer: Outgoing | None) -> None:
+        """Send the last answer, and give back what may have been taken in the last moment."""
+        commands: list[Command] = self._intake.give_back([self._place])
+        if answer is not None:
+            commands = [*answer.envelope.commands(answer.frame)[:-1], *commands]
+        if not commands:
             return
         self._is_ending = True  # from here on stop() does not wake this thread any more
-        envelope, reply = answer
-        *commands, _ = envelope.commands(reply)
         error: AgentlaceError | None = None
         for _ in range(LAST_ATTEMPTS):
             self._channel.disconnect()  # stop() may have woken it the hard way just before
             try:
                 self._channel.checked(self._channel.exchange(commands, 1.0))
                 return
-            except AgentlaceError as failure:
-                error = failure
-        text = "%s could not send its last reply: %s"
-        log.warning(text, self._keys.name, error, extra=self._about(error))
+            except AgentlaceError as failed:
+                error = failed
+        if answer is not None:
+            text = "%s could not send its last reply: %s"
+            log.warning(text, self._keys.name, error, extra=self._about(error))
 
-    def _answer(self, data: Any) -> _Answer | None:
+    def _answer(self, data: Any, place: int) -> Outgoing | None:
         """Execute one request; returns what answers it, if anything does."""
+        request = self._read(data, place)
+        return None if request is None else self._respond(request)
+
+    def _read(self, data: Any, place: int) -> Request | None:
+        """Return the request; None if it cannot be read."""
         try:
-            call, (number, deadline_ms, caller, *_), payload = self._decoder.decode(data)
+            return self._reader.read(data, place)
         except AgentlaceError as error:
             self._note_unreadable(data, error)
+            self._drop(place)
             return None
-        replies = self._remembered.get(caller)
-        if replies and number in replies:
-            return self._envelope(caller), replies[number]
-        overdue_ms = self._broker.now_ms() - deadline_ms
-        if not overdue_ms <= 0:  # nor if it is no number
-            self.expired += 1
-            text, cause = "%s was dropped %.0f ms after its deadline", ("dropped", call.name)
-            self._refrain.say(log.warning, cause, text, call, overdue_ms, extra=self._about())
-            return None
-        self.caller = caller
-        reply = self._execute(call, number, payload)
-        self.answered += 1
-        late_ms = self._broker.now_ms() - deadline_ms
-        if late_ms > 0:
-            text, cause = "%s was finished %.0f ms after its deadline", ("finished", call.name)
-            self._refrain.say(log.warning, cause, text, call, late_ms, extra=self._about())
-        if call.what in AT_MOST_ONCE:
-            self._remember(caller, number, reply)
-        return self._envelopes.get(caller) or self._envelope(caller), reply
+
+    def _respond(self, request: Request) -> Outgoing | None:
+        call, number, deadline_ms, caller, payload, place = request
+        reply = self._remembered.find(caller, number)
+        if reply is None:
+            if self._is_expired(request):
+                self._drop(place)
+                return None
+            self.caller = caller
+            reply = self._execute(call, number, payload)
+            self.answered += 1
+            late_ms = self._broker.now_ms() - deadline_ms
+            if late_ms > 0:
+                self._note_late("finished", call, late_ms)
+            if call.what in AT_MOST_ONCE:
+                self._remembered.add(caller, number, reply)
+        return self._outgoing(request, reply)
+
+    def _outgoing(self, request: Request, reply: Frame) -> Outgoing:
+        key = request.caller, request.place, self._place
+        return Outgoing(self._envelopes.get(key) or self._envelope(*key), reply, request.place)
+
+    def _is_expired(self, request: Request) -> bool:
+        """Whether a request is to be dropped; it is counted and logged then."""
+        overdue_ms = self._broker.now_ms() - request.deadline_ms
+        if overdue_ms <= 0:  # not if it is no number
+            return False
+        self.expired += 1
+        self._note_late("dropped", request.call, overdue_ms)
+        return True
+
+    def _note_late(self, what: str, call: Call, late_ms: float) -> None:
+        text, cause = f"%s was {what} %.0f ms after its deadline", (what, call.name)
+        self._refrain.say(log.warning, cause, text, call, late_ms, extra=self._about())
+
+    def _drop(self, place: int) -> None:
+        """Have a request removed that needs no answer."""
+        if place != NOWHERE:
+            self._dropped.append(place)
 
     def _note_unreadable(self, data: Any, error: AgentlaceError) -> None:
         """Say who sent a request that cannot be read, as far as that can be told."""
@@ -242,74 +283,47 @@ class RequestServer:
             args = (self._keys.name, sender, error, self._refrain.note())
             log.error(text, *args, extra=about(self._about(error), peer=sender))
 
-    def _envelope(self, caller: bytes) -> Envelope:
-        """Return what encloses a reply to a caller: its push, its expiry, and the next pop."""
-        key = self._keys.reply(caller.hex())
-        expire = ("PEXPIRE", key, REPLY_MS)
-        envelope = Envelope(("RPUSH", key), (expire,), self._keys.requests, self._channel.slice_s)
-        return keep(self._envelopes, caller, envelope, CALLERS)
+    def _envelope(self, caller: bytes, place: int, following: int) -> Envelope:
+        """Return what encloses a reply to a caller.
 
-    def _execute(self, call: _Call, number: int, payload: Any) -> Frame:
+        It is its push, its expiry, the removal of the request from its place, and the next pop.
+        """
+        reply, intake = self._keys.reply(caller.hex()), self._intake
+        between: list[Command] = [("PEXPIRE", reply, REPLY_MS), *intake.drop([place])]
+        pop = intake.pop(following, self._channel.slice_s)
+        envelope = Envelope(("RPUSH", reply), between, pop)
+        return keep(self._envelopes, (caller, place, following), envelope, CALLERS)
+
+    def _execute(self, call: Call, number: int, payload: Any) -> Frame:
         if call.repeats is not None and call.what in AT_MOST_ONCE and call.repeats != self._token:
             text = "it may have been executed by the server before this one; it was not repeated"
-            return _failure(number, "ServerRestarted", text)
+            return failure(number, "ServerRestarted", text)
         if call.run != self._run and call.run and self._run and call.what in AT_MOST_ONCE:
             text = "it may have been executed before the broker was restarted; it was not repeated"
-            return _failure(number, "BrokerRestarted", text)
+            return failure(number, "BrokerRestarted", text)
         try:
             result = self._handler(call.what, call.name, payload)
             return call.replies.encode((number,), result)
-        except UnknownRequest as error:
-            return _failure(number, "UnknownRequest", str(error), "unknown")
-        except ControlHeld as error:
-            return _failure(number, error.type, error.message)
-        except EncodeError as error:
-            text, cause = "the reply to %s may not travel: %s", (call.name, type(error))
-            self._refrain.say(log.error, cause, text, call, error, extra=self._about(error))
-            return _failure(number, "EncodeError", f"its reply may not travel: {error}")
         except (Exception, SystemExit) as error:
             # An exit in a thread of its own would only leave a server that looks alive.
             if isinstance(error, SystemExit) and self._thread is None:
                 raise
-            args = ("the handler of %s raised:\n%s", call, traceback.format_exc())
-            why, fields = (call.name, type(error)), self._about(error)
-            self._refrain.say(log.error, why, *args, extra=fields)
-            return _failure(number, type(error).__name__, str(error))
+            return self._failures.reply(call, number, error)
 
     def _about(self, error: BaseException | None = None) -> dict[str, Any]:
         return about(self._keys.labels, error=error)
 
-    def _remember(self, caller: bytes, number: int, reply: Frame) -> None:
-        # The handler may change its arrays afterwards, so the reply is kept in bytes of its own.
-        is_own = len(reply.parts) == 1 and type(reply.parts[0]) is bytes
-        replies = self._remembered.setdefault(caller, OrderedDict())
-        replies[number] = reply if is_own else Frame([bytes(reply)], reply.nbytes)
-        self._remembered_bytes += reply.nbytes
-        self._remembered.move_to_end(caller)
-        if len(replies) > REMEMBERED_REPLIES:
-            self._remembered_bytes -= replies.popitem(last=False)[1].nbytes
-        while len(self._remembered) > 1 and (
-            len(self._remembered) > REMEMBERED_CALLERS or self._remembered_bytes > REMEMBERED_BYTES
-        ):
-            _, gone = self._remembered.popitem(last=False)
-            self._remembered_bytes -= sum(frame.nbytes for frame in gone.values())
-
-    def stop(self) -> None:
-        """Stop serving; a handler that is running may finish first (JOIN_TIMEOUT_S)."""
+    def stop(self, timeout_s: float = JOIN_TIMEOUT_S) -> None:
+        """Stop serving; a handler that is running may finish first, within ``timeout_s``."""
         self._stop.set()
-        thread = self._thread
-        if thread is None or thread is threading.current_thread():
+        if self._runner is None or self._runner is threading.current_thread():
             self._channel.unblock()
             return
-        deadline = time.monotonic() + JOIN_TIMEOUT_S
-        while thread.is_alive() and time.monotonic() < deadline:
+        deadline = time.monotonic() + timeout_s
+        while not self._done.is_set() and time.monotonic() < deadline:
             if not self._is_ending:
                 self._channel.unblock()  # again and again: it may come before the thread blocks
-            thread.join(0.05)
+            self._done.wait(0.05)
         self._channel.close()
-
-
-def _failure(number: int, kind: str, message: str, status: str = "error") -> Frame:
-    text = message[:4000].encode(errors="replace").decode()
-    meta = {"status": status, "type": kind, "message": text}
-    return encode_stamped(REPLY, meta, struct.pack(f"<{REPLY_STAMP}", number), None)
+        if self._thread is not None and self._done.is_set():
+            self._thread.join(JOIN_TIMEOUT_S)

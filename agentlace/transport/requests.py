@@ -24,18 +24,14 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from agentlace.codec import Frame, StampedDecoder, StampedEncoder
 from agentlace.codec.unstamped import Stamped, stamp_in
 from agentlace.errors import (
     AgentlaceError,
     BrokerUnreachable,
-    ControlHeld,
-    DecodeError,
-    RemoteError,
     RequestTimeout,
-    UnknownRequest,
 )
 from agentlace.transport import facts
 from agentlace.transport.backoff import Backoff
@@ -43,15 +39,16 @@ from agentlace.transport.connection import MARGIN_S, Broker
 from agentlace.transport.envelope import Envelope
 from agentlace.transport.keys import ServiceKeys
 from agentlace.transport.link import LEAST_S, STEP_S, in_steps
-from agentlace.transport.request_server import (
-    REPLY,
-    REPLY_STAMP,
+from agentlace.transport.replies import REPLY, REPLY_STAMP
+from agentlace.transport.request_frames import (
+    FAMILY_BYTES,
     REQUEST,
     REQUEST_STAMP,
-    Handler,
-    RequestServer,
+    checked,
     keep,
+    raise_failure,
 )
+from agentlace.transport.request_server import Handler, RequestServer
 from agentlace.transport.ticket import Ticket
 from agentlace.waits import Trying
 
@@ -84,6 +81,7 @@ class RequestClient:
         broker: where.
         keys: whom.
         server: returns the token of the server that is there now, None if none is known.
+        family: of another line of the same client: servers take both for one client's.
 
     Attributes:
         caller: what every request says of who sends it.
@@ -93,25 +91,34 @@ class RequestClient:
     """
 
     def __init__(
-        self, broker: Broker, keys: ServiceKeys, server: Callable[[], str | None] = lambda: None
+        self,
+        broker: Broker,
+        keys: ServiceKeys,
+        server: Callable[[], str | None] = lambda: None,
+        family: bytes = b"",
     ) -> None:
         self._broker = broker
         self._keys = keys
         self._server = server
-        self.caller = uuid.uuid4().bytes
+        self.caller = family[:FAMILY_BYTES] + uuid.uuid4().bytes[len(family[:FAMILY_BYTES]) :]
         self._reply_key = keys.reply(self.caller.hex())
         self._channel = broker.channel(key=keys.prefix)
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._numbers = itertools.count(secrets.randbits(62))
         self._encoders: dict[tuple[str, str, str | None], StampedEncoder] = {}
-        self._decoder = StampedDecoder(REPLY, REPLY_STAMP, _checked)
+        self._decoder = StampedDecoder(REPLY, REPLY_STAMP, checked)
         self._turns: dict[int, _Turn] = {}
         self._run = ""
         self._connects = 0
         self.unanswered = Trying()
         self.made = 0
         self.failed = 0
+
+    @property
+    def family(self) -> bytes:
+        """Return what all lines of one client have in common."""
+        return self.caller[:FAMILY_BYTES]
 
     def ticket(self) -> Ticket:
         """Return a new request's identity."""
@@ -137,10 +144,17 @@ class RequestClient:
             RequestTimeout: no reply in time; it says whether a server had taken the request.
             RemoteError: the handler raised.
             UnknownRequest: the server offers nothing of this name.
+            Busy, Superseded: the server refused it unexecuted; the class says why.
             EncodeError: the payload may not travel.
             BrokerUnreachable, BrokerAuthFailed, StoreFull: the broker is away or refuses.
             Closed: after :meth:`close`, or while it is called.
         """
+        return self.ask(what, name, payload, timeout_s, ticket)[1]
+
+    def ask(
+        self, what: str, name: str, payload: Any, timeout_s: float, ticket: Ticket | None = None
+    ) -> tuple[Mapping[str, Any], Any]:
+        """Do as :meth:`call` does; returns what the reply says beside its tree, and the tree."""
         end = time.monotonic() + timeout_s
         ticket = ticket or self.ticket()
         lock = self._lock
@@ -161,7 +175,7 @@ class RequestClient:
         if reply is None:
             raise RequestTimeout(f"{what} {name!r}", timeout_s, started)
         meta, _, tree = reply
-        return tree if meta["status"] == "ok" else _raise(meta)
+        return (meta, tree) if meta["status"] == "ok" else raise_failure(meta)
 
     def _persist(
         self, what: str, name: str, payload: Any, ticket: Ticket, end: float
@@ -257,7 +271,8 @@ class RequestClient:
         turn = self._turns.get(left_ms)
         if turn is None:
             slice_s = min(max(left_ms / 1000, LEAST_BLOCK_S), self._channel.slice_s)
-            envelope = Envelope(("RPUSH", self._keys.requests), (), self._reply_key, slice_s)
+            pop = ("BLPOP", self._reply_key, f"{slice_s:g}")
+            envelope = Envelope(("RPUSH", self._keys.requests), (), pop)
             turn = _Turn(envelope, _patience(slice_s, left_ms / 1000))
             keep(self._turns, left_ms, turn, TURNS)
         return turn
@@ -304,17 +319,3 @@ def _patience(slice_s: float, left_s: float) -> float:
 
 def _second(popped: Any) -> Any:
     return None if popped is None else popped[1]
-
-
-def _checked(meta: Mapping[str, Any]) -> Mapping[str, Any]:
-    if type(meta.get("status")) is not str:
-        raise DecodeError("a reply without a status")
-    return meta
-
-
-def _raise(meta: Mapping[str, Any]) -> NoReturn:
-    if meta["status"] == "unknown":
-        raise UnknownRequest(str(meta.get("message")))
-    if meta.get("type") == ControlHeld.__name__:
-        raise ControlHeld(str(meta.get("message")))
-    raise RemoteError(str(meta.get("type")), str(meta.get("message")))

@@ -1,5 +1,7 @@
 """Our action and inference services, and their clients."""
 
+import time
+
 from agentlace import ActionClient, ActionConfig, ActionServer, InferenceClient, InferenceServer
 from benchmarks import payloads, worker
 
@@ -23,6 +25,18 @@ def inference_server():
     server, reply = InferenceServer(2), payloads.policy_reply()
     server.register_interface("echo", lambda payload: payload)
     server.register_interface("policy", lambda payload: reply)
+    worker.serve_beside(server.start)
+
+
+def policy_server(cost_ms, **settings):
+    """Serve a policy whose cost is per call, whatever the size of the batch."""
+    server = InferenceServer(2)
+
+    def policy(payload):
+        time.sleep(cost_ms / 1000)
+        return payload
+
+    server.register_interface("echo", policy, **settings)
     worker.serve_beside(server.start)
 
 
@@ -55,4 +69,5 @@ if __name__ == "__main__":
         action_client=action_client,
         inference_server=inference_server,
         inference_client=inference_client,
+        policy_server=policy_server,
     )

@@ -1,6 +1,7 @@
 """The table's rows, one module a kind of work."""
 
 from benchmarks.rows import (
+    batching,
     calls,
     fleet,
     growth,
@@ -12,6 +13,17 @@ from benchmarks.rows import (
     weights,
 )
 
-_MODULES = (calls, transitions, weights, sampling, prefetch, fleet, restart, rlds, growth)
+_MODULES = (
+    calls,
+    transitions,
+    weights,
+    sampling,
+    prefetch,
+    fleet,
+    batching,
+    restart,
+    rlds,
+    growth,
+)
 
 ALL = {row.name: row for module in _MODULES for row in module.ROWS}

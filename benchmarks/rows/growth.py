@@ -73,7 +73,7 @@ LEAF = Row(
 )
 
 
-def _open_crowd(start_server, role, environment=None, **args):
+def open_crowd(start_server, role, environment=None, **args):
     """Return an opener whose ``measure`` has as many clients as it is asked for call at once."""
 
     def open_(stage):
@@ -116,8 +116,8 @@ CROWD = Row(
     title="calls of 1 KiB to one server as clients are added, each calling without pause",
     metrics=(MICROSECONDS, RATE),
     contestants=(
-        Contestant(US, _open_crowd(_our_server, "ours")),
-        Contestant(WIRE, _open_crowd(_wire_server, "wire", environment="wire")),
+        Contestant(US, open_crowd(_our_server, "ours")),
+        Contestant(WIRE, open_crowd(_wire_server, "wire", environment="wire")),
     ),
     cases=tuple(Case(f"{n} clients", {"clients": n, "size": 1024}, rounds=3, x=n) for n in CLIENTS),
     bound_s=300.0,

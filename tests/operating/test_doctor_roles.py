@@ -52,7 +52,7 @@ def test_each_role_may_do_its_job_and_no_more(lab, role, namespace):
     assert found.one("writes").status == ("skip" if role == "observer" else "ok")
     assert found.one("version").status == "ok"
     assert found.one("memory").status == "ok"
-    can_look = role in ("observer", "admin")
+    can_look = role in ("observer", "operator", "admin")
     assert found.one("pub/sub buffers").status == ("ok" if role == "admin" else "skip")
     assert found.one("peers").status == ("info" if can_look else "skip")
     if not can_look:

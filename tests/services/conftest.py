@@ -2,6 +2,8 @@ import contextlib
 
 import pytest
 
+from .inference_support import Room
+
 
 @pytest.fixture
 def running():
@@ -14,3 +16,9 @@ def running():
 def _no_settings_from_outside(monkeypatch):
     for name in ("BROKER", "NAMESPACE", "PASSWORD", "PASSWORD_FILE", "STRICT"):
         monkeypatch.delenv(f"AGENTLACE_{name}", raising=False)
+
+
+@pytest.fixture
+def room(running, any_broker_url):
+    """An inference service over every kind of broker."""
+    return Room(any_broker_url, running)

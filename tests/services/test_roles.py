@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import re
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -196,6 +197,36 @@ def test_a_policy_and_who_asks_it(lab, at, running, nothing_refused):
         networks.wait(number)
         lab.cut()
     policy.stop()
+
+
+def test_policies_that_share_their_calls(lab, at, running, nothing_refused, namespace):
+    """They batch, look out while a function runs, and see to what a lost one had taken."""
+    keys = ServiceKeys(namespace, "inference", 7000)
+    asker = running(InferenceClient("x", 7000, broker=at("actor"), timeout_ms=15_000))
+    first = InThread(lambda: asker.call("policy", 1))
+    with lab.channel("admin") as channel:
+        wait_until(lambda: channel.call("LLEN", keys.requests) == 1, what="a call that waits")
+        channel.call("LMOVE", keys.requests, keys.inflight("gone", 0), "LEFT", "LEFT")
+        channel.call("HSET", keys.servers, "gone", 1)
+    policies = [running(InferenceServer(7000, broker=at("inference"))) for _ in range(2)]
+    free = threading.Event()
+
+    def act(payload):
+        assert free.wait(15)
+        return payload + 1
+
+    for policy in policies:
+        settings = dict(batch=True, max_queue=8, idempotent=True)
+        policy.register_interface("policy", act, **settings)
+        policy.start(threaded=True)
+    others = [running(contextlib.closing(asker.line())) for _ in range(5)]
+    calls = [InThread(lambda line=line: line.call("call", "policy", 2, 15)) for line in others]
+    wait_until(lambda: sum(len(p._engine.desk.queue) for p in policies) >= 3, what="a queue")
+    free.set()
+    assert [call.result() for call in calls] == [3] * 5
+    assert first.result() == 2
+    for policy in policies:
+        policy.stop()
 
 
 def recorder(url, namespace, log, positions):
@@ -617,3 +648,28 @@ def test_optional_commands_may_be_forbidden(lab, namespace, running, caplog):
     assert not robot.is_running
     assert len(there) == 2
     assert NO not in caplog.text
+
+
+def test_policies_with_users_rules_of_an_earlier_version(lab, namespace, running, caplog):
+    """They have no keys of their own, and go on as before; what they lose with it is said."""
+    rules = " ".join(rules_of("inference").split()[2:]).replace("#" + "0" * 64, ">secret")
+    newer = (":inflight:", ":servers", ":again:", ":server:")
+    selectors = [r for r in re.findall(r"\([^)]*\)", rules) if not any(n in r for n in newer)]
+    selectors.append("(+blpop ~al:{*:inference:*}:requests)")
+    plain = re.sub(r"\([^)]*\)", "", rules).split()
+    with lab.channel("admin") as channel:
+        channel.call("ACL", "SETUSER", "old-inference", *plain, *selectors)
+    url = f"redis://old-inference:secret@127.0.0.1:{lab.settings.port}?ns={namespace}"
+    servers = [running(InferenceServer(7000, broker=url)) for _ in range(2)]
+    for server in servers:
+        server.register_interface("plain", lambda payload: payload)
+        server.register_interface("batched", lambda payload: payload, batch=True, idempotent=True)
+        server.start(threaded=True)
+    asker = running(InferenceClient("x", 7000, broker=lab.url("actor", namespace), strict=True))
+    asker.timeout_ms = 15_000
+    for number in range(5):
+        assert asker.call("plain", number) == asker.call("batched", number) == number
+    servers[0].stop()
+    assert asker.call("batched", 6) == 6
+    wait_until(lambda: "what it has taken is lost if it is killed" in caplog.text)
+    assert "keeps no key of its own" in caplog.text

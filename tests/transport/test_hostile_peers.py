@@ -11,9 +11,11 @@ from transport_support import DEADLINE_S, once, wait_until
 
 from agentlace import codec
 from agentlace.errors import DecodeError
-from agentlace.transport import presence, request_server
+from agentlace.transport import presence, remembered
 from agentlace.transport.broadcast import BroadcastWatcher
-from agentlace.transport.request_server import REMEMBERED_CALLERS, RequestServer
+from agentlace.transport.inflight import NOWHERE
+from agentlace.transport.remembered import REMEMBERED_CALLERS
+from agentlace.transport.request_server import RequestServer
 from agentlace.transport.requests import RequestClient
 from agentlace.transport.streams import MAX_NUMBER, START, Retention, StreamId, cursors, trim_read
 from agentlace.transport.weights import Manifest
@@ -118,14 +120,15 @@ def test_a_reply_to_this_call_that_cannot_be_read_is_said(broker, keys, channel)
 
 @once
 def test_remembered_replies_are_bounded(broker, keys, monkeypatch):
-    monkeypatch.setattr(request_server, "REMEMBERED_BYTES", 100_000)
+    monkeypatch.setattr(remembered, "REMEMBERED_BYTES", 100_000)
     server = RequestServer(broker, keys, lambda what, name, payload: bytes(10_000), "token")
     for number in range(2 * REMEMBERED_CALLERS):
         caller = (number % 300).to_bytes(16, "little")
-        server._answer(request(number, broker.now_ms() + 1e6, caller=caller))
-        kept = sum(f.nbytes for frames in server._remembered.values() for f in frames.values())
-        assert kept == server._remembered_bytes <= 110_000
-    assert len(server._remembered) >= 9
+        server._answer(request(number, broker.now_ms() + 1e6, caller=caller), NOWHERE)
+        kept = server._remembered
+        nbytes = sum(f.nbytes for frames in kept.callers.values() for f in frames.values())
+        assert nbytes == kept.nbytes <= 110_000
+    assert len(server._remembered.callers) >= 9
 
 
 def test_actors_without_a_name_are_left_out(record, actor, channel, store, keys, caplog):

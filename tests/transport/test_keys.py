@@ -35,7 +35,7 @@ def methods(owner):
         if isinstance(member, property):
             yield getattr(made, name)
         elif callable(member):
-            arguments = {"leaf": ("7-1", 2, 3), "reply": ("c1",), "cursor": ("trainer",)}
+            arguments = {"leaf": ("7-1", 2, 3), "reply": ("c1",), "inflight": ("s1", 3)}
             yield getattr(made, name)(*arguments.get(name, ("robot",)))
 
 
@@ -43,7 +43,7 @@ def as_expression(pattern, namespace="ns"):
     """Return what the keys of a pattern match; the tests have a trainer only."""
     tag = f"{namespace}:trainer:5555"
     pattern = pattern.replace("{ns:trainer:port:store}", f"{{{tag}:{STORE}}}")
-    for service in ("ns:kind:port", "ns:action:port", "ns:trainer:port"):
+    for service in ("ns:kind:port", "ns:action:port", "ns:inference:port", "ns:trainer:port"):
         pattern = pattern.replace(service, tag)
     return re.compile(re.sub("<[a-z]+>", "[^:]+", re.escape(pattern)))
 

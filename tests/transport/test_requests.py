@@ -26,7 +26,7 @@ from agentlace.errors import (
     StoreFull,
     UnknownRequest,
 )
-from agentlace.transport import request_server
+from agentlace.transport import remembered, request_server
 from agentlace.transport.connection import Broker
 from agentlace.transport.requests import RequestClient, RequestServer, Ticket
 
@@ -321,7 +321,7 @@ def test_what_is_remembered_does_not_change(server, client, handler):
 def test_a_ticket_is_remembered_though_other_requests_came_between(server, client, handler):
     ticket = client.ticket()
     assert client.call("act", "key", "first", LONG_S, ticket) == "first"
-    for n in range(request_server.REMEMBERED_REPLIES - 1):
+    for n in range(remembered.REMEMBERED_REPLIES - 1):
         assert client.call("act", "other", n, LONG_S) == n
     assert client.call("act", "key", "again", LONG_S, ticket) == "first"
     assert [payload for *_, payload in handler.calls] == ["first", 0, 1, 2]
@@ -382,11 +382,11 @@ def test_pure_calls_may_be_repeated(client, start, handler):
 
 
 def test_only_the_last_callers_are_remembered(server, broker, keys, monkeypatch):
-    monkeypatch.setattr(request_server, "REMEMBERED_CALLERS", 3)
+    monkeypatch.setattr(remembered, "REMEMBERED_CALLERS", 3)
     for n in range(6):
         with contextlib.closing(RequestClient(broker, keys)) as client:
             client.call("act", "key", n, LONG_S)
-    assert len(server._remembered) == 3
+    assert len(server._remembered.callers) == 3
 
 
 def test_act_survives_lost_connections(broker_url, keys):
@@ -500,7 +500,7 @@ def test_what_was_executed_is_not_executed_again_from_an_older_broker(own_broker
         server = RequestServer(broker, keys, handler, "token")
         server.start()
         assert answer() == 1
-        later = list(range(2, 2 + 2 * request_server.REMEMBERED_REPLIES))
+        later = list(range(2, 2 + 2 * remembered.REMEMBERED_REPLIES))
         assert [client.call("act", "key", n, LONG_S) for n in later] == later
         os.kill(own_broker.pid, signal.SIGKILL)
         own_broker.wait()

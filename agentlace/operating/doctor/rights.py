@@ -41,6 +41,11 @@ class Job:
     commands: tuple[Command, ...]
     channel: str = ""
 
+    @property
+    def writes(self) -> bool:
+        """Whether who does it writes."""
+        return "observer" not in self.roles
+
 
 def jobs(namespace: str) -> list[Job]:
     """Return what each role has to be able to do in a namespace."""
@@ -76,7 +81,7 @@ def jobs(namespace: str) -> list[Job]:
             (("SET", trainer.weights, ""),),
         ),
         Job(
-            *(("learner", "recorder", "observer"), "read transitions", stream),
+            *(("learner", "recorder", "observer", "operator"), "read transitions", stream),
             (("XREAD", "STREAMS", stream, 0), ("SMEMBERS", store.actors)),
         ),
         Job(
@@ -95,8 +100,12 @@ def jobs(namespace: str) -> list[Job]:
             (("SET", inference.server, ""), ("BLPOP", inference.requests, 1)),
         ),
         Job(
-            *(("observer",), "look at everything", stream),
+            *(("observer", "operator"), "look at everything", stream),
             (("SCAN", 0), ("XREVRANGE", stream, "+", "-"), ("GET", action.newest_obs)),
+        ),
+        Job(
+            *(("operator",), "command trainers", trainer.commands),
+            (("RPUSH", trainer.commands, ""), ("BLPOP", trainer.answer(NAME), 1)),
         ),
     ]
 
@@ -136,7 +145,7 @@ def _may(patient: Patient, job: Job) -> bool:
     refusals = [reply for reply in replies if isinstance(reply, ErrorReply)]
     patient.denial = next((r for r in refusals if r.code in _DENIALS), patient.denial)
     is_allowed = not any(reply.code == "NOPERM" for reply in refusals)
-    patient.has_written |= is_allowed and "observer" not in job.roles
+    patient.has_written |= is_allowed and job.writes
     return is_allowed
 
 
