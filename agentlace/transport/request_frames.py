@@ -14,7 +14,9 @@ from agentlace.errors import (
     ControlHeld,
     DecodeError,
     EncodeError,
+    NotReady,
     RemoteError,
+    SchemaMismatch,
     Superseded,
     UnknownRequest,
 )
@@ -113,6 +115,9 @@ def failed(call: Call, number: int, error: BaseException) -> Frame:
         return failure(number, "UnknownRequest", str(error), "unknown")
     if isinstance(error, ControlHeld):
         return failure(number, error.type, error.message)
+    if isinstance(error, (NotReady, SchemaMismatch)):
+        log.info("%s was refused: %s", call, error)  # not once per turn of a control loop
+        return failure(number, type(error).__name__, str(error))
     if isinstance(error, EncodeError):
         log.error("the reply to %s may not travel: %s", call, error)
         return failure(number, "EncodeError", f"its reply may not travel: {error}")

@@ -210,8 +210,8 @@ class RequestServer:
             try:
                 self._channel.checked(self._channel.exchange(commands, 1.0))
                 return
-            except AgentlaceError as failed:
-                error = failed
+            except AgentlaceError as trouble:
+                error = trouble
         if answer is not None:
             log.warning("%s could not send its last reply: %s", self._keys.name, error)
 
