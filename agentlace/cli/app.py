@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from agentlace._version import __version__
-from agentlace.cli import broker, consumers, demos, rlds
+from agentlace.cli import broker, consumers, demos, openpi, rlds
 
 app = typer.Typer(
     help="Connect the nodes of a distributed agent through a Redis broker.",
@@ -17,6 +17,7 @@ app.add_typer(broker.app, name="broker")
 app.add_typer(consumers.app, name="consumers")
 app.add_typer(demos.app, name="demos")
 app.add_typer(rlds.app, name="rlds")
+app.command("openpi")(openpi.serve)
 
 
 @app.command("version")

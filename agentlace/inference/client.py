@@ -156,6 +156,10 @@ class InferenceClient(Client):
         family = b"" if apart else self._requests.family
         return RequestClient(self._broker, self._keys, self._server_token, family)
 
+    def explain(self, error: AgentlaceError) -> AgentlaceError:
+        """Return why a call on a :meth:`line` failed: no server, where it only timed out."""
+        return self._explained(error)
+
     def _call(self, what: str, name: str, payload: Any) -> Any:
         answer = self._ask(what, name, payload)
         return None if answer is None else answer[1]
