@@ -21,6 +21,7 @@ from typing import Any
 from agentlace import data
 from agentlace._version import __version__
 from agentlace.action import ActionClient, ActionServer
+from agentlace.codec import ArraySpec
 from agentlace.config import ActionConfig, BrokerURL, InferenceConfig, TrainerConfig
 from agentlace.errors import (
     ActorReplaced,
@@ -37,6 +38,7 @@ from agentlace.errors import (
     EncodeError,
     MissingExtra,
     NotEnoughData,
+    NotReady,
     PeerAbsent,
     RateLimited,
     RemoteError,
@@ -64,6 +66,7 @@ __all__ = [
     "ActorReplaced",
     "AgentlaceError",
     "AlreadyServed",
+    "ArraySpec",
     "BrokerAuthFailed",
     "BrokerURL",
     "BrokerUnreachable",
@@ -81,6 +84,7 @@ __all__ = [
     "InferenceServer",
     "MissingExtra",
     "NotEnoughData",
+    "NotReady",
     "PeerAbsent",
     "RateLimited",
     "RemoteError",

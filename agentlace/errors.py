@@ -20,7 +20,8 @@
     ├── StoreFull            no room: a stream at its budget, a broker at maxmemory
     ├── ActorReplaced        a newer process took this actor's identity
     ├── AlreadyServed        another live server has this identity
-    ├── SchemaMismatch       data that do not fit their store or actor (also a ValueError)
+    ├── SchemaMismatch       data that do not fit where they go        (also a ValueError)
+    ├── NotReady             a policy server waits for its first network
     ├── NotEnoughData        a sample waited in vain for inserts       (also a TimeoutError)
     ├── CheckpointError      a checkpoint that cannot be saved or restored
     ├── MissingExtra         an optional dependency is not installed   (also an ImportError)
@@ -200,9 +201,9 @@ class AlreadyServed(AgentlaceError):
 
 
 class SchemaMismatch(AgentlaceError, ValueError):
-    """A transition that does not fit its store, or a network that does not fit its actor.
+    """A transition that does not fit its store, a network its actor, a payload its interface.
 
-    Nothing of it was stored, nobody was called back with it.
+    Nothing of it was stored or sent, nobody was called back with it.
     """
 
     def __init__(self, path: str, reason: str) -> None:
@@ -210,6 +211,13 @@ class SchemaMismatch(AgentlaceError, ValueError):
         self.path = path
         self.reason = reason
         super().__init__(f"{path or 'the transition'}: {reason}")
+
+
+class NotReady(AgentlaceError):
+    """An interface needs a trainer's network, and none has come yet.
+
+    Raised at the server; its callers get a RemoteError of this type.
+    """
 
 
 class NotEnoughData(AgentlaceError, TimeoutError):

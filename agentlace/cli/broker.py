@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import signal
 import socket
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import Annotated
 import typer
 
 from agentlace.cli import broker_init
+from agentlace.cli.addresses import is_loopback
 from agentlace.config import BadSetting, read_password
 from agentlace.errors import AgentlaceError
 from agentlace.transport.embedded import EmbeddedBroker, Settings
@@ -60,7 +60,7 @@ def run(
         raise BadSetting("--no-tls", True, "only with a --dir that `agentlace broker init` made")
     password = read_password(password_file, "--password-file") if password_file else None
     host = host or "127.0.0.1"
-    if not _is_loopback(host) and not password:
+    if not is_loopback(host) and not password:
         problem = (
             "refused without a password, as whoever reaches the port could drive your robot: "
             "write one into a file and pass --password-file FILE, or see agentlace broker init"
@@ -96,19 +96,10 @@ def _welcome(settings: Settings) -> None:
         if not settings.tls:
             typer.echo("without TLS: passwords and transitions travel in the clear")
         return
-    if not _is_loopback(settings.host):
+    if not is_loopback(settings.host):
         where = socket.gethostname() if settings.host == "0.0.0.0" else settings.host
         typer.echo(
             "on the other machines:\n"
             f"  export AGENTLACE_BROKER=redis://{where}:{settings.port}\n"
             "  export AGENTLACE_PASSWORD=…   # what --password-file holds"
         )
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

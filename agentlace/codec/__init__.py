@@ -22,13 +22,14 @@ from agentlace.codec.chunk import Chunk, decode_chunk, encode_chunk
 from agentlace.codec.frame import Frame, Message, decode, encode, leaf_spans
 from agentlace.codec.mark import Mark, decode_mark, encode_mark
 from agentlace.codec.repeated import ChunkDecoder, ChunkEncoder
-from agentlace.codec.signature import Signature
+from agentlace.codec.signature import ArraySpec, Signature
 from agentlace.codec.stamped import StampedEncoder, encode_stamped
 from agentlace.codec.tree import MAX_FRAME_BYTES
 from agentlace.codec.unstamped import StampedDecoder
 
 __all__ = [
     "MAX_FRAME_BYTES",
+    "ArraySpec",
     "Chunk",
     "ChunkDecoder",
     "ChunkEncoder",

@@ -69,11 +69,11 @@ class Differ:
     """Finds the events between snapshots that come one after the other.
 
     Args:
-        log: gets them.
+        events: gets them.
     """
 
-    def __init__(self, log: EventLog) -> None:
-        self._log = log
+    def __init__(self, events: EventLog) -> None:
+        self._events = events
         self._before: Snapshot | None = None
         self._told: dict[str, float] = {}
         self._since: dict[str, float] = {}
@@ -88,7 +88,7 @@ class Differ:
             return
         now_s = after.at_ms / 1000
         if after.broker.uptime_s < before.broker.uptime_s:
-            self._log.add(now_s, "broker", "broker", "it was started anew")
+            self._events.add(now_s, "broker", "broker", "it was started anew")
         old = {node_id(peer): peer for peer in before.peers}
         new = {node_id(peer): peer for peer in after.peers}
         found = [(p, *change) for name, p in new.items() for change in _changes(old.get(name), p)]
@@ -108,17 +108,17 @@ class Differ:
         for (kind, does), group in alike.items():
             if len(group) < MANY:
                 for peer, text in group:
-                    self._log.add(now_s, kind, peer.name, text)
+                    self._events.add(now_s, kind, peer.name, text)
                 continue
             names = ", ".join(peer.name for peer, _ in group)
-            self._log.add(now_s, kind, f"{len(group)} of {does}", names)
+            self._events.add(now_s, kind, f"{len(group)} of {does}", names)
 
     def _own_events(self, peer: Peer, is_news: bool) -> None:
         """Log what a node tells of itself, each event once; none from before this log began."""
         last_ms = self._heard.pop(peer.token, 0.0)
         for event in peer.events:
             if is_news and event.at_ms > last_ms:
-                self._log.add(event.at_ms / 1000, event.kind, peer.name, event.text)
+                self._events.add(event.at_ms / 1000, event.kind, peer.name, event.text)
         self._heard[peer.token] = max([last_ms, *(event.at_ms for event in peer.events)])
         while len(self._heard) > HEARD_MAX:
             del self._heard[next(iter(self._heard))]
@@ -128,13 +128,13 @@ class Differ:
             grown = (new.value(metric) or 0.0) - (old.value(metric) or 0.0)
             count = self._due(now_s, f"{node_id(new)} {metric}", grown)
             if count:
-                self._log.add(now_s, "drop", new.name, f"{what}: {count:,.0f}")
+                self._events.add(now_s, "drop", new.name, f"{what}: {count:,.0f}")
         if new.is_server and (version := new.value("network_version")):
             grown = version - (old.value("network_version") or 0.0)
             count = self._due(now_s, f"{node_id(new)} network", grown, NETWORKS_QUIET_S)
             if count:
                 others = f", the last of {count:.0f}" if count > 1 else ""
-                self._log.add(now_s, "policy", new.name, f"network {version:.0f}{others}")
+                self._events.add(now_s, "policy", new.name, f"network {version:.0f}{others}")
 
     def _due(self, now_s: float, key: str, grown: float, quiet_s: float = QUIET_S) -> float:
         """Return how much there was since it was last told, 0 if it is too early to tell."""

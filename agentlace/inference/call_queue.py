@@ -54,17 +54,17 @@ class CallQueue:
         """Return how many calls wait."""
         return self.size
 
-    def count(self, name: str) -> int:
+    def count(self, title: str) -> int:
         """Return how many calls of an interface wait."""
-        return self._counts[name]
+        return self._counts[title]
 
     def alike(self, kind: tuple[str, Structure]) -> int:
         """Return how many calls of a kind wait."""
         return self._kinds[kind]
 
-    def callers(self, name: str) -> set[bytes]:
+    def callers(self, title: str) -> set[bytes]:
         """Return whose calls of an interface wait: by line, not by client."""
-        return {w.request.caller for w in self if w.interface.name == name}
+        return {w.request.caller for w in self if w.interface.title == title}
 
     def __iter__(self) -> Iterator[Waiting]:
         """Yield all calls, client by client."""
@@ -80,9 +80,9 @@ class CallQueue:
 
     def _superseded(self, newer: Waiting) -> list[Refusal]:
         """Take out the older calls of the same client to the same interface."""
-        name = newer.interface.name
-        older = [w for w in self._clients.get(newer.request.family, ()) if w.interface.name == name]
-        text = f"a newer call of {name!r} by the same client took its place"
+        title, calls = newer.interface.title, self._clients.get(newer.request.family, ())
+        older = [w for w in calls if w.interface.title == title]
+        text = f"a newer call of {newer.interface.name!r} by the same client took its place"
         return [Refusal(self._remove(w), SUPERSEDED, text) for w in older]
 
     def _excess(self, newest: Waiting) -> list[Refusal]:
@@ -90,13 +90,13 @@ class CallQueue:
 
         That is the newcomer, unless another client has more.
         """
-        name, limit = newest.interface.name, newest.interface.max_queue
-        if limit is None or self._counts[name] <= limit:
+        title, limit = newest.interface.title, newest.interface.max_queue
+        if limit is None or self._counts[title] <= limit:
             return []
         own = self._clients[newest.request.family]
-        longest = max([own, *self._clients.values()], key=lambda calls: _count_of(calls, name))
-        excess = next(w for w in reversed(longest) if w.interface.name == name)
-        text = f"{limit} calls of {name!r} wait already, as many as may"
+        longest = max([own, *self._clients.values()], key=lambda calls: _count_of(calls, title))
+        excess = next(w for w in reversed(longest) if w.interface.title == title)
+        text = f"{limit} calls of {newest.interface.name!r} wait already, as many as may"
         return [Refusal(self._remove(excess), BUSY, text)]
 
     def _remove(self, waiting: Waiting) -> Waiting:
@@ -108,8 +108,8 @@ class CallQueue:
         return waiting
 
     def _count(self, waiting: Waiting, change: int) -> None:
-        name, kind = waiting.interface.name, waiting.kind
-        self._counts[name] += change
+        kind = waiting.kind
+        self._counts[waiting.interface.title] += change
         self._kinds[kind] += change
         if not self._kinds[kind]:  # there is no end of structures
             del self._kinds[kind]
@@ -157,5 +157,5 @@ class CallQueue:
         return [self._remove(w) for w in list(self)]
 
 
-def _count_of(calls: deque[Waiting], name: str) -> int:
-    return sum(w.interface.name == name for w in calls)
+def _count_of(calls: deque[Waiting], title: str) -> int:
+    return sum(w.interface.title == title for w in calls)

@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Mapping
 
 from agentlace.codec import Frame
+from agentlace.errors import SchemaMismatch
 from agentlace.inference.batching import structure_of
 from agentlace.inference.call_queue import BUSY, CallQueue, Waiting
 from agentlace.inference.execution import Answered
 from agentlace.inference.interface import Interface
 from agentlace.inference.traffic import Traffic
-from agentlace.transport.request_frames import Request, failure
+from agentlace.transport.request_frames import Failures, Request, failure
 
 
 class Desk:
@@ -36,7 +37,9 @@ class Desk:
         interfaces: Mapping[str, Interface],
         answer: Callable[[Request], Frame],
         is_expired: Callable[[Request], bool],
+        failures: Failures,
     ) -> None:
+        self._failures = failures
         self._interfaces = interfaces
         self._answer = answer
         self._is_expired = is_expired
@@ -65,9 +68,14 @@ class Desk:
             return [(request, self._answer(request))]
         if self._is_expired(request):
             return [(request, None)]
-        self.traffic(interface.name).note(request.caller, time.monotonic())
+        if interface.batch:  # the others are checked when it is their turn
+            try:
+                interface.shapes.check(request.payload)
+            except SchemaMismatch as error:
+                return [(request, self._failures.reply(request.call, request.number, error))]
+        self.traffic(interface.title).note(request.caller, time.monotonic())
         structure = structure_of(request.payload) if interface.batch else None
-        waiting = Waiting(request, interface, (interface.name, structure))
+        waiting = Waiting(request, interface, (interface.title, structure))
         refusals = self.queue.add(waiting)
         for _, kind, _ in refusals:
             self.refused += kind == BUSY

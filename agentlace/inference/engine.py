@@ -59,7 +59,7 @@ class Engine(RequestServer):
         others: Callable[[], int],
     ) -> None:
         super().__init__(broker, keys, handler, token, intake)
-        self.desk = Desk(interfaces, self._told, self._is_expired)
+        self.desk = Desk(interfaces, self._told, self._is_expired, self._failures)
         desk = self.desk, self._note_unreadable
         self._taker = Taker(self._channel, keys, intake, *desk)
         taker = Taker(broker.channel(key=keys.prefix), keys, intake, *desk)
@@ -129,7 +129,10 @@ class Engine(RequestServer):
             return self._respond(request)
         with self.desk.lock:
             answered = self.desk.enter(request)
-        if answered:  # its time was over
+        if answered:  # its time was over, or its payload does not fit
+            frame = answered[0][1]
+            if frame is not None:
+                return self._outgoing(request, frame)
             self._drop(place)
             return None
         return self._go_on(None)
@@ -201,9 +204,9 @@ class Engine(RequestServer):
         first = queue.first()
         if first is None or not (first.interface.batch or first.interface.newest_only):
             return
-        interface, traffic = first.interface, self.desk.traffic(first.interface.name)
-        name, missing = interface.name, interface.max_batch - queue.alike(first.kind)
-        if not traffic.others(queue.callers(name), time.monotonic()):
+        interface, traffic = first.interface, self.desk.traffic(first.interface.title)
+        title, missing = interface.title, interface.max_batch - queue.alike(first.kind)
+        if not traffic.others(queue.callers(title), time.monotonic()):
             return
         self._taker.grab(AT_ONCE if interface.newest_only else missing)
         if not interface.batch or not interface.max_wait_ms or not traffic.is_worth_a_wait():
@@ -212,7 +215,7 @@ class Engine(RequestServer):
         before = queue.alike(first.kind)
         while queue.alike(first.kind) < interface.max_batch and not self._stop.is_set():
             now = time.monotonic()
-            if now >= until or not traffic.others(queue.callers(name), now):
+            if now >= until or not traffic.others(queue.callers(title), now):
                 break
             missing = interface.max_batch - queue.alike(first.kind)
             self._taker.grab(missing, min(until - now, WAIT_SLICE_S))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from agentlace.codec import Frame
-from agentlace.errors import EncodeError
+from agentlace.errors import EncodeError, NotReady
 from agentlace.inference.batching import Unbatched, rows_for, stack, take_apart
 from agentlace.inference.call_queue import Waiting
 from agentlace.inference.interface import Interface
@@ -39,8 +39,8 @@ def answers(
         reply = run(interface, stack([request.payload for request in requests], rows))
     except (Exception, SystemExit) as error:
         # An exit would leave all these callers, and a server that looks alive.
-        if len(batch) == 1:
-            yield requests[0], _failed(requests[0], error, failures)
+        if len(batch) == 1 or isinstance(error, NotReady):
+            yield from ((request, _failed(request, error, failures)) for request in requests)
             return
         text = "a batch of %d calls of %r failed (%s: %s); they are made one by one"
         args = (len(batch), interface.name, type(error).__name__, error)
@@ -51,11 +51,11 @@ def answers(
             else:
                 yield from answers([waiting], run, is_expired, failures)
         return
-    yield from _taken_apart(requests, reply, rows, failures)
+    yield from _taken_apart(interface, requests, reply, rows, failures)
 
 
 def _taken_apart(
-    requests: Sequence[Request], reply: Any, rows: int, failures: Failures
+    interface: Interface, requests: Sequence[Request], reply: Any, rows: int, failures: Failures
 ) -> Iterator[Answered]:
     about = None
     if type(reply) is Answer:
@@ -65,6 +65,8 @@ def _taken_apart(
     except Unbatched as error:
         yield from ((request, _failed(request, error, failures)) for request in requests)
         return
+    if not interface.shapes.is_known:
+        interface.shapes.learn(requests[0].payload, pick(0))
     for row, request in enumerate(requests):
         tree = pick(row) if about is None else Answer(pick(row), about)
         try:

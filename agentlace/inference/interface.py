@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from agentlace.config import BadSetting
+from agentlace.inference.specs import SEPARATOR, Shapes
 
-Function = Callable[[Any], Any]
+Function = Callable[..., Any]
 """Called with a payload, or with several that are stacked; returns the reply's tree."""
 
 BATCH_MAX = 1024
@@ -31,6 +32,12 @@ class Interface:
         newest_only: whether a client's newer call takes the place of those that still wait.
         max_queue: so many calls may wait in one server; one more is refused as ``Busy``. None: as
             many as come wait, in the broker, for as long as their deadlines let them.
+        version: tells interfaces of one name apart.
+        inputs: a tree like one caller's payloads, as :class:`~agentlace.codec.Signature` takes
+            it; others are refused. None takes every payload.
+        outputs: a tree like one caller's replies, for who asks what there is; not checked.
+        uses_weights: whether ``fn`` also gets the newest network: ``fn(payload, weights)``.
+        shapes: what the interface takes and gives, as far as is known.
     """
 
     name: str
@@ -42,6 +49,11 @@ class Interface:
     idempotent: bool = False
     newest_only: bool = False
     max_queue: int | None = None
+    version: str = "1"
+    inputs: Any = None
+    outputs: Any = None
+    uses_weights: bool = False
+    shapes: Shapes = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Check the settings; raises BadSetting, which names the wrong one."""
@@ -56,11 +68,19 @@ class Interface:
         fits = not sizes or sizes[-1] >= self.max_batch
         self._check("pad_to", fits, f"no size is enough for max_batch={self.max_batch}")
         self._check("max_queue", bounded, "it must be at least 1, or None")
+        named = type(self.version) is str and self.version and SEPARATOR not in self.version
+        self._check("version", bool(named), "it must be a text without @, such as '2'")
+        object.__setattr__(self, "shapes", Shapes(self.inputs, self.outputs))
 
     def _check(self, setting: str, is_right: bool, problem: str) -> None:
         if not is_right:
             what = f"{setting} of interface {self.name!r}"
             raise BadSetting(what, getattr(self, setting), problem)
+
+    @property
+    def title(self) -> str:
+        """Return what tells it from all other interfaces, and can be called: name@version."""
+        return f"{self.name}{SEPARATOR}{self.version}"
 
     @property
     def is_queued(self) -> bool:

@@ -7,10 +7,10 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-from agentlace.config import BrokerURL, InferenceConfig
+from agentlace.config import BrokerURL
 from agentlace.inference.engine import Engine
-from agentlace.inference.interface import Function, Interface
-from agentlace.service import Server
+from agentlace.inference.policies import PolicyServer
+from agentlace.inference.weights import Callback
 from agentlace.service.sigterm import OnSigterm
 from agentlace.telemetry import Sample
 from agentlace.transport import presence
@@ -25,7 +25,7 @@ DRAIN_S = 30.0
 """On SIGTERM, so long is taken to answer what was taken."""
 
 
-class InferenceServer(Server):
+class InferenceServer(PolicyServer):
     """Answers calls of its interfaces: one after the other, or several in one batch.
 
     Several servers of one number, with the same interfaces, share the calls. If one of them is
@@ -38,6 +38,15 @@ class InferenceServer(Server):
         port_num: names the service; no port is opened.
         log_level: of the logger ``agentlace.inference``.
         broker: address; else AGENTLACE_BROKER, else this machine's, started if there is none.
+        follow_weights: a trainer, whose newest network the interfaces work with: ``"trainer"``,
+            ``"trainer:5555"`` with its ``port_number``, or the number.
+        weights: network to work with until the trainer has published one, or for good without a
+            trainer. A network that differs from it in structure, shape or dtype is refused.
+        prepare_weights: called with each network once, beside the calls; its result is what the
+            interfaces get (such as ``jax.device_put``).
+
+    Raises:
+        BadSetting: ``follow_weights`` names no trainer.
     """
 
     exclusive = False
@@ -47,28 +56,16 @@ class InferenceServer(Server):
         port_num: int,
         log_level: int = logging.WARNING,
         broker: str | BrokerURL | None = None,
+        follow_weights: str | int | None = None,
+        weights: Any = None,
+        prepare_weights: Callback | None = None,
     ) -> None:
-        super().__init__("inference", InferenceConfig(port_num), broker, log_level)
-        self.interfaces: dict[str, Interface] = {}
+        service = port_num, log_level, broker
+        super().__init__(*service, follow_weights, weights, prepare_weights)
         self._engine: Engine | None = None
         self._replicas: Replicas | None = None
         self._patience_s = JOIN_TIMEOUT_S
         self._on_sigterm = OnSigterm(self.drain, f"drain of {self._keys.name}")
-
-    def register_interface(self, name: str, callback: Function, **settings: Any) -> None:
-        """Offer ``callback(payload)`` under a name; before or after ``start``.
-
-        Args:
-            name: what clients call.
-            callback: answers a payload with a tree. With ``batch=True`` it answers several:
-                arrays have a leading dimension, and its reply's arrays must have the same.
-            settings: fields of :class:`~agentlace.inference.interface.Interface`.
-
-        Raises:
-            BadSetting: a field's value is wrong; the message names it.
-        """
-        self.interfaces[name] = Interface(name, callback, **settings)
-        self._look_out()
 
     def start(self, threaded: bool = False) -> None:
         """Start to serve, as any server does; and drain on SIGTERM, if this is the main thread."""
@@ -96,18 +93,6 @@ class InferenceServer(Server):
         """Stop serving and say goodbye; as :meth:`drain`, within a few seconds. Idempotent."""
         super().stop()
         self._on_sigterm.give_back()
-
-    def _handle(self, what: str, name: str, payload: Any) -> Any:
-        if what == "interfaces":
-            return sorted(self.interfaces)
-        if what == "call" and name in self.interfaces:
-            return self._call(self.interfaces[name], payload)
-        known = ", ".join(map(repr, sorted(self.interfaces))) or "none"
-        return {"success": False, "message": f"unknown interface {name!r}; this server has {known}"}
-
-    def _call(self, interface: Interface, payload: Any) -> Any:
-        """Call an interface's function, with one payload or with several that are stacked."""
-        return interface.fn(payload)
 
     def _presence_of(self, broker: Broker, info: presence.Info) -> presence.Presence:
         token = info["token"]
@@ -140,6 +125,7 @@ class InferenceServer(Server):
             self._intake.wanted = True
 
     def _start_workers(self, broker: Broker) -> None:
+        super()._start_workers(broker)
         if self._replicas is not None:
             with contextlib.closing(broker.channel(key=self._keys.prefix)) as channel:
                 self._replicas.look(channel)

@@ -15,7 +15,8 @@ import numpy as np
 from agentlace.data.columns import map_leaves
 from agentlace.errors import AgentlaceError, Closed, SchemaMismatch, UnknownRequest
 from agentlace.forks import check_process, process_number
-from agentlace.inference import InferenceClient
+from agentlace.inference import InferenceClient, PolicyVersion
+from agentlace.inference.policy import policy_in
 from agentlace.logs import Refrain, about
 from agentlace.robot.blend import Blend, Latest
 from agentlace.robot.plan import ActionPlan
@@ -56,6 +57,7 @@ class ChunkedPolicyClient:
         ticks: calls of :meth:`step`.
         underruns: ticks without an action of the policy.
         last_error: why the last request failed; None after an answer.
+        last_policy_version: which policy made the last chunk; None if the server does not say so.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class ChunkedPolicyClient:
         self.ticks = 0
         self.underruns = 0
         self.last_error: AgentlaceError | None = None
+        self.last_policy_version: PolicyVersion | None = None
 
     @property
     def latency_s(self) -> float | None:
@@ -190,9 +193,11 @@ class ChunkedPolicyClient:
         return longest_s if latency_s is None else min(longest_s, PATIENCE * latency_s + 0.05)
 
     def _ask(self, line: RequestClient, observation: Any, timeout_s: float) -> Any:
-        answer = line.call("call", self._name, observation, timeout_s)
+        self._client.check(self._name, observation)
+        meta, answer = line.ask("call", self._name, observation, timeout_s)
         if isinstance(answer, dict) and answer.get("success") is False and "message" in answer:
             raise UnknownRequest(str(answer["message"]))
+        self.last_policy_version = policy_in(meta)
         return answer["actions"] if isinstance(answer, dict) and "actions" in answer else answer
 
     def stop(self) -> None:

@@ -14,7 +14,9 @@ from agentlace.errors import (
     ControlHeld,
     DecodeError,
     EncodeError,
+    NotReady,
     RemoteError,
+    SchemaMismatch,
     Superseded,
     UnknownRequest,
 )
@@ -125,6 +127,9 @@ class Failures:
             return failure(number, "UnknownRequest", str(error), "unknown")
         if isinstance(error, ControlHeld):
             return failure(number, error.type, error.message)
+        if isinstance(error, (NotReady, SchemaMismatch)):
+            log.info("%s was refused: %s", call, error)  # not once per turn of a control loop
+            return failure(number, type(error).__name__, str(error))
         if isinstance(error, EncodeError):
             self.tell(
                 log.error, call.name, error, "the reply to %s may not travel: %s", call, error

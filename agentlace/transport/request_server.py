@@ -214,8 +214,8 @@ class RequestServer:
             try:
                 self._channel.checked(self._channel.exchange(commands, 1.0))
                 return
-            except AgentlaceError as failed:
-                error = failed
+            except AgentlaceError as trouble:
+                error = trouble
         if answer is not None:
             text = "%s could not send its last reply: %s"
             log.warning(text, self._keys.name, error, extra=self._about(error))

@@ -7,8 +7,8 @@ import pytest
 from codec_trees import properties, trees
 from hypothesis import given
 
-from agentlace.codec import Signature, decode, encode
-from agentlace.errors import SchemaMismatch
+from agentlace.codec import ArraySpec, Signature, decode, encode
+from agentlace.errors import DecodeError, SchemaMismatch
 
 EXPECTED = {
     "actor": {"kernel": np.zeros((3, 4), np.float32), "bias": np.zeros(4, np.float32)},
@@ -123,3 +123,120 @@ def test_many_keys_are_not_all_listed():
     with pytest.raises(SchemaMismatch, match="k0, k1, k2, k3, k4 and 95 more") as caught:
         Signature({"x": 1}).check({f"k{i}": 1 for i in range(100)})
     assert caught.value.path == "x"
+
+
+# -- declared, with free sizes, and sent ----------------------------------------------------------
+
+DECLARED = {
+    "wrist": ArraySpec((None, -1, 3), "uint8"),
+    "state": ArraySpec(8, np.float32),
+    "prompt": str,
+    "speed": float,
+    "count": int,
+    "scale": np.float32,
+    "rest": (np.zeros(2), [True]),
+}
+FITTING = {
+    "wrist": np.zeros((480, 640, 3), np.uint8),
+    "state": np.zeros(8, np.float32),
+    "prompt": "pick up the cube",
+    "speed": 0.5,
+    "count": np.int64(3),
+    "scale": np.float32(1),
+    "rest": (np.ones(2), [False]),
+}
+
+
+@pytest.fixture(params=["declared", "sent"])
+def declared(request):
+    """The signature, and what the other end makes of it."""
+    signature = Signature(DECLARED)
+    if request.param == "sent":
+        sent = decode(encode(signature.describe()).copy()).tree
+        signature = Signature.described(sent)
+    return signature
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"wrist": np.zeros((1, 0, 3), np.uint8)},
+        {"speed": 1},
+        {"speed": np.float64(1)},
+        {"count": 7},
+    ],
+    ids=repr,
+)
+def test_free_sizes_and_numbers_of_a_kind_fit(declared, other):
+    declared.check(FITTING)
+    declared.check({**FITTING, **other})
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        (
+            {"wrist": np.zeros((480, 640, 4), np.uint8)},
+            r"uint8 of shape \(\*, \*, 3\) was expected",
+        ),
+        ({"wrist": np.zeros((1, 480, 640, 3), np.uint8)}, r"uint8 of shape \(1, 480, 640, 3\)"),
+        ({"wrist": np.zeros((480, 640, 3), np.float32)}, "float32 of shape"),
+        ({"state": np.zeros(7, np.float32)}, r"\(7,\), float32 of shape \(8,\) was expected"),
+        ({"prompt": b"pick"}, "a bytes, a str was expected"),
+        ({"speed": True}, "a bool, a float was expected"),
+        ({"count": 1.0}, "a float, a int was expected"),
+        ({"count": np.zeros(1, int)}, "a int was expected"),
+        ({"scale": 1.0}, r"a float, float32 of shape \(\) was expected"),
+        ({"rest": (np.ones(2), [1])}, "a int, a bool was expected"),
+    ],
+    ids=repr,
+)
+def test_what_was_declared_refuses_the_rest(declared, other, reason):
+    with pytest.raises(SchemaMismatch, match=reason):
+        declared.check({**FITTING, **other})
+
+
+def test_a_signature_shows_its_tree(declared):
+    assert declared.tree == {
+        "wrist": ArraySpec((None, None, 3), "uint8"),
+        "state": ArraySpec((8,), "float32"),
+        "prompt": "str",
+        "speed": "float",
+        "count": "int",
+        "scale": ArraySpec((), "float32"),
+        "rest": (ArraySpec((2,), "float64"), ["bool"]),
+    }
+
+
+@properties(50)
+@given(trees)
+def test_what_is_sent_of_every_tree_fits_it(tree):
+    sent = decode(encode(Signature(tree).describe()).copy()).tree
+    Signature.described(sent).check(decode(encode(tree).copy()).tree)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        *(None, 3, [], ["array"], ["array", "<f4"], ["array", "<f4", 3], ["array", "<f4", [-5]]),
+        *(["array", "|O", [1]], ["array", "<f4", ["x"]], ["array", "<f4", [1] * 100]),
+        *(["value", 3], ["other", "str"], ["dict", 3], ["list", None], ["dict", {"a": 1}]),
+    ],
+    ids=repr,
+)
+def test_what_describes_no_signature_is_refused(values):
+    with pytest.raises(DecodeError):
+        Signature.described(values)
+
+
+def test_a_description_nested_without_end_is_refused():
+    values = ["value", "int"]
+    for _ in range(200):
+        values = ["list", [values]]
+    with pytest.raises(DecodeError, match="too deeply"):
+        Signature.described(values)
+
+
+def test_a_size_is_a_number_or_free():
+    with pytest.raises(ValueError, match="None for any"):
+        ArraySpec((3, -2), "float32")

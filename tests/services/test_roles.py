@@ -229,6 +229,29 @@ def test_policies_that_share_their_calls(lab, at, running, nothing_refused, name
         policy.stop()
 
 
+def test_a_policy_that_follows_a_trainer(lab, at, running, nothing_refused):
+    learner = running(TrainerServer(TRAINER, broker=at("learner")))
+    learner.start(threaded=True)
+    learner.publish_network(LARGE)
+    policy = running(InferenceServer(7000, broker=at("inference"), follow_weights="trainer"))
+    inputs = {"state": np.zeros(2)}
+    settings = {"uses_weights": True, "inputs": inputs}
+    policy.register_interface("policy", lambda _, weights: weights["bias"][0], **settings)
+    policy.start(threaded=True)
+    asker = running(InferenceClient("x", 7000, broker=at("actor"), timeout_ms=5000))
+    for number in (1, 2):
+
+        def is_answered(number=number):
+            answer = asker.call("policy", inputs, full=True)
+            return answer and answer.policy.network == number
+
+        wait_until(is_answered, what=f"an answer of network {number}")
+        assert [spec.inputs_declared for spec in asker.describe()] == [True]
+        learner.publish_network(LARGE)
+        lab.cut()
+    policy.stop()
+
+
 def recorder(url, namespace, log, positions):
     """Return a consumer that records what the actors of a store send."""
     keys = ServiceKeys(namespace, "trainer", 5555)
