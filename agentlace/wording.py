@@ -13,6 +13,11 @@ def seconds(value: float | None) -> str:
     return f"{max(value, 0.0):.0f} s"
 
 
+def duration(value: float | None) -> str:
+    """Return how long ago something was; ``days`` where the broker remembers it no more."""
+    return "days" if value is None else seconds(value)
+
+
 def size(nbytes: float) -> str:
     """Return a number of bytes."""
     for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):

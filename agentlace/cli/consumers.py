@@ -14,11 +14,11 @@ from agentlace.cli import options
 from agentlace.cli.options import BrokerOption, JsonOption, NamespaceOption
 from agentlace.config import BrokerURL
 from agentlace.errors import AgentlaceError
-from agentlace.operating.words import duration
 from agentlace.transport import lag
 from agentlace.transport.connection import Channel
 from agentlace.transport.keys import StoreKeys
 from agentlace.transport.lag import ConsumerState
+from agentlace.wording import duration
 
 PIPED_WIDTH = 200
 """Columns of a table that does not go to a terminal."""

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from agentlace.cli.options import BrokerOption, NamespaceOption, broker_url
 from agentlace.config import BrokerURL, read_password
 from agentlace.errors import MissingExtra
 
@@ -37,14 +38,8 @@ def dashboard(
         typer.Option(help="Address for the buttons, with a user that may command (operator)."),
     ] = None,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
-    broker: Annotated[
-        str | None,
-        typer.Option("--broker", help="Address; default AGENTLACE_BROKER, else this host."),
-    ] = None,
-    namespace: Annotated[
-        str | None,
-        typer.Option("--namespace", help="Default: the address's, or AGENTLACE_NAMESPACE."),
-    ] = None,
+    broker: BrokerOption = "",
+    namespace: NamespaceOption = "",
 ) -> None:
     """Serve a page that shows the whole system, live, until Ctrl-C."""
     try:
@@ -52,7 +47,7 @@ def dashboard(
         from agentlace.dashboard.serving import Settings, WebServer
     except ImportError as error:
         raise MissingExtra(error.name or "starlette", "web") from error
-    url = BrokerURL.resolve(broker)
+    url = broker_url(broker, namespace)
     operator = (
         BrokerURL.parse(told) if (told := operator_broker or _set("OPERATOR_BROKER")) else url
     )
@@ -60,7 +55,6 @@ def dashboard(
         _password(password_file, "--password-file", "PASSWORD"),
         _password(admin_password_file, "--admin-password-file", "ADMIN_PASSWORD"),
     )
-    url = replace(url, namespace=namespace or url.namespace)
     operator = replace(operator, namespace=url.namespace)
     names = tuple(allowed_host or [])
     server = WebServer(Settings(url, operator, host, port, passwords, names))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import signal
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from agentlace.cli.addresses import is_loopback
-from agentlace.config import BadSetting, BrokerURL, read_password
+from agentlace.cli.options import BrokerOption, NamespaceOption, broker_url
+from agentlace.config import BadSetting, read_password
 from agentlace.inference.client import InferenceClient
 
 LOOK_MS = 1000.0
@@ -31,20 +31,15 @@ def serve(
     ] = None,
     timeout_s: Annotated[float, typer.Option(help="Deadline of one call.", min=0.001)] = 60.0,
     max_clients: Annotated[int, typer.Option(help="So many at a time.", min=1)] = 64,
-    broker: Annotated[
-        str | None, typer.Option(help="Address; default AGENTLACE_BROKER, else this host.")
-    ] = None,
-    namespace: Annotated[
-        str | None, typer.Option(help="Default: the address's, or AGENTLACE_NAMESPACE.")
-    ] = None,
+    broker: BrokerOption = "",
+    namespace: NamespaceOption = "",
 ) -> None:
     """Let openpi's clients call an interface, until Ctrl-C or SIGTERM."""
     from agentlace.inference.openpi.server import OpenpiServer
 
     key = None if api_key_file is None else read_password(api_key_file, "--api-key-file")
     about = {} if metadata is None else _read_metadata(metadata)
-    url = BrokerURL.resolve(broker)
-    url = replace(url, namespace=namespace) if namespace else url
+    url = broker_url(broker, namespace)
     _warn(host, key)
     with InferenceClient("localhost", service, LOOK_MS, broker=url) as client:
         _look_for(client, interface)

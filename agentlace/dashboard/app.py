@@ -34,6 +34,7 @@ from agentlace.dashboard.desk import Desk
 from agentlace.dashboard.feed import Feed, as_json
 from agentlace.dashboard.guard import Guard
 from agentlace.errors import AgentlaceError
+from agentlace.operating.prometheus import exposition
 
 STATIC = Path(__file__).with_name("static")
 STREAMS_MAX = 50
@@ -87,6 +88,7 @@ class Dashboard:
             Route("/api/stream", self._viewed(self._stream)),
             Route("/api/cameras/{service}", self._viewed(self._frames)),
             Route("/api/cameras/{service}/{index:int}", self._viewed(self._frame)),
+            Route("/metrics", self._viewed(self._metrics)),
             Route("/api/command", self._viewed(self._command), methods=["POST"]),
             Mount("/static", StaticFiles(directory=STATIC)),
         ]
@@ -171,6 +173,13 @@ class Dashboard:
             return Response(gzip.decompress(body), media_type="application/json")
         headers = {"content-encoding": "gzip", "vary": "accept-encoding"}
         return Response(body, media_type="application/json", headers=headers)
+
+    async def _metrics(self, request: Request) -> Response:
+        snapshot = self.feed.snapshot
+        if snapshot is None:
+            return PlainTextResponse("the broker is away\n", 503)
+        body = await run_in_threadpool(exposition, snapshot)
+        return Response(body, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def _stream(self, request: Request) -> Response:
         if self.streams >= STREAMS_MAX:

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from agentlace.dashboard.history import rounded
-from agentlace.operating import Peer, Snapshot, StoreState
+from agentlace.operating import Peer, Snapshot
+from agentlace.operating.problems import LATE
+from agentlace.operating.problems import problems as operating_problems
 from agentlace.operating.snapshot import Series
+from agentlace.wording import seconds
 
 IDLE_S = 10.0
 """A node that has counted nothing for so long is shown as idle."""
-FULL = 0.8
-"""A stream budget or a broker's memory of which so much is used is a problem."""
 NAMED_MAX = 3
 """So many nodes with the same problem are named, the others counted."""
 BAD, WARNING = "bad", "warning"
@@ -96,71 +97,30 @@ def node(peer: Peer, rates: ByNode, is_paused: bool) -> Doc:
 
 def problems(snapshot: Snapshot) -> list[Doc]:
     """Return what is wrong, the worst first: level, whose, and text."""
-    found = [*_of_broker(snapshot), *_of_servers(snapshot), *_of_late(snapshot)]
-    for store in snapshot.stores:
-        found += _of_store(store)
+    found = list(_of_late(snapshot))
+    for problem in operating_problems(snapshot):
+        if problem.kind != LATE:
+            text = f"{problem.text}: {problem.hint}" if problem.hint else problem.text
+            found.append(_problem(BAD, problem.where, text))
     for peer in snapshot.peers:
         if peer.is_there:
             found += [_problem(WARNING, peer.name, f"waits: {text}") for text in peer.waits]
-    return sorted(found, key=lambda problem: problem["level"] != BAD)
+    return found
 
 
 def _problem(level: str, who: str, text: str) -> Doc:
     return {"level": level, "who": who, "text": text}
 
 
-def _of_broker(snapshot: Snapshot) -> Iterator[Doc]:
-    broker = snapshot.broker
-    share = broker.used_bytes / broker.max_bytes if broker.max_bytes else 0.0
-    if share > FULL:
-        yield _problem(BAD, "broker", f"{share:.0%} of its memory is used")
-    if broker.policy not in ("", "noeviction"):
-        text = f"it removes data when it is full ({broker.policy}): set maxmemory-policy noeviction"
-        yield _problem(BAD, "broker", text)
-
-
-def _of_servers(snapshot: Snapshot) -> Iterator[Doc]:
-    """Tell of servers that are gone though somebody needs them."""
-    for service in dict.fromkeys(peer.service for peer in snapshot.peers):
-        server, clients = snapshot.server(service), snapshot.clients(service)
-        if clients and (server is None or not server.is_there):
-            since = f"gone for {_duration(server.beat_s)}" if server else "not there"
-            text = f"{since}, and {len(clients)} {_nodes(clients)} it"
-            yield _problem(BAD, service, text)
-
-
-def _nodes(clients: list[Peer]) -> str:
-    return "nodes need" if len(clients) > 1 else "node needs"
-
-
 def _of_late(snapshot: Snapshot) -> Iterator[Doc]:
+    """Tell of nodes that do not beat; of many at once in one line."""
     late = [peer for peer in snapshot.peers if peer.is_late]
     text = "does not beat for {}: it is stopped, stuck or cut off"
     if len(late) <= NAMED_MAX:
         for peer in late:
-            yield _problem(BAD, peer.name, text.format(_duration(peer.beat_s)))
+            yield _problem(BAD, peer.name, text.format(seconds(peer.beat_s)))
         return
     names = ", ".join(peer.name for peer in late[:NAMED_MAX])
-    longest = _duration(max(peer.beat_s for peer in late))
+    longest = seconds(max(peer.beat_s for peer in late))
     others = f"{names} and {len(late) - NAMED_MAX} more"
     yield _problem(BAD, f"{len(late)} nodes", f"do not beat, for up to {longest}: {others}")
-
-
-def _of_store(store: StoreState) -> Iterator[Doc]:
-    share = store.nbytes / store.budget_bytes if store.budget_bytes else 0.0
-    who = f"store {store.name}"
-    if share > FULL:
-        then = "actors then wait" if store.when_full == "block" else "the oldest are then dropped"
-        yield _problem(BAD, who, f"its streams use {share:.0%} of their budget; {then}")
-    for consumer in store.consumers:
-        if consumer.behind and not consumer.is_alive:
-            since = _duration(consumer.seen_s) if consumer.seen_s is not None else "days"
-            text = f"{consumer.name} is {consumer.behind:,} transitions behind and silent for "
-            yield _problem(BAD, who, f"{text}{since}")
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"

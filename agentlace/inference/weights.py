@@ -104,7 +104,7 @@ class Weights:
                 callback(network.weights)
         except Exception:
             text = "a callback raised with network %s; the one before it stays"
-            log.exception(text, network.version)
+            log.exception(text, network.version, extra=about())
             self._rejected = network
             return
         self._in_use = network
@@ -153,7 +153,7 @@ class Weights:
                 server = presence.read_peer(channel, keys.server) or {}
                 manifest = newest_manifest(channel, keys)
         except DecodeError as error:
-            log.warning("%s: %s", keys.name, error)
+            log.warning("%s: %s", keys.name, error, extra=about(keys.labels, error=error))
         known = self._newest and self._newest.version
         receiver.version = max(Version(server.get("began_ms", 0), 0), known or Version(0, 0))
         return manifest is not None and manifest.version > receiver.version

@@ -11,6 +11,8 @@ from agentlace.operating.stores import StoreState
 from agentlace.transport.lag import ConsumerState
 from agentlace.wording import seconds, size
 
+LATE = "late"
+"""The kind of problem of a node whose heartbeat does not come."""
 NEARLY_FULL = 0.8
 """A stream, or the broker, is nearly full from this share of what it may have."""
 STANDS_STILL_S = 5.0
@@ -69,7 +71,7 @@ def _of_peer(snapshot: Snapshot, peer: Peer) -> Iterator[Problem]:
     place = f"{peer.host} pid {peer.pid}"
     if peer.is_late:
         text = f"no heartbeat for {seconds(peer.beat_s)}: it is stopped, stuck or cut off ({place})"
-        yield Problem("late", called(peer), text)
+        yield Problem(LATE, called(peer), text)
     if peer.is_server and not peer.is_there and (left := _left_behind(snapshot, peer)):
         text = (
             f"gone since {seconds(peer.beat_s)} (was {place}), and {left} of its clients are there"
@@ -84,7 +86,8 @@ def _left_behind(snapshot: Snapshot, server: Peer) -> int:
 def _of_store(snapshot: Snapshot, store: StoreState) -> Iterator[Problem]:
     where = f"store {store.name}"
     budget = budget_of(snapshot, store)
-    fullest = max((stream.nbytes for stream in store.streams), default=0)
+    unread = store.unread_bytes / max(store.nbytes, 1)  # what all have read makes room
+    fullest = unread * max((stream.nbytes for stream in store.streams), default=0)
     if store.behind and fullest > NEARLY_FULL * budget / len(store.streams):
         does = "update() waits" if store.when_full == "block" else "the oldest are dropped"
         text = (

@@ -114,7 +114,7 @@ def test_problems(feed, system):
         feed, lambda s: any("gone" in p["text"] for p in s["problems"]), "a trainer that is gone"
     )
     problem = next(p for p in state["problems"] if "gone" in p["text"])
-    assert problem["level"] == "bad" and "1 node needs it" in problem["text"]
+    assert problem["level"] == "bad" and "1 of its clients" in problem["text"]
     assert node(state, "trainer:5555")["state"] == "gone"
     assert "leave" in {event["kind"] for event in state["events"]}
 

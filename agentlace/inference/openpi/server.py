@@ -19,10 +19,10 @@ from typing import Any
 from agentlace._version import __version__
 from agentlace.config import address_of
 from agentlace.errors import MissingExtra
-from agentlace.logs import Refrain, about
 from agentlace.inference.client import InferenceClient
 from agentlace.inference.openpi import messages
 from agentlace.inference.openpi.gateway import Gateway
+from agentlace.logs import Refrain, about
 
 try:
     from websockets.asyncio.server import ServerConnection, serve

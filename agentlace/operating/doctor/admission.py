@@ -10,10 +10,10 @@ from agentlace.errors import BrokerAuthFailed, BrokerUnreachable, TlsFailed
 from agentlace.operating.doctor.findings import Finding, fail, of_error, ok, skip, warn
 from agentlace.operating.doctor.patient import Patient
 from agentlace.operating.doctor.reach import name_of, opened
-from agentlace.operating.words import duration
 from agentlace.transport import tls
 from agentlace.transport.connection import Refused
 from agentlace.transport.link import Address
+from agentlace.wording import duration
 
 GREETING_BYTES = 64
 EXPIRES_SOON_S = 14 * 24 * 3600

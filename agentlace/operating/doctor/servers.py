@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from agentlace.operating.brokers import version_in
 from agentlace.operating.doctor.findings import Finding, fail, ok, skip, warn
 from agentlace.operating.doctor.patient import Patient
-from agentlace.operating.words import size
+from agentlace.wording import size
 
 OLDEST = (6, 2)
 WITH_ROLES = (7, 0)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from agentlace.operating.doctor.findings import Finding, fail, ok, skip, warn
 from agentlace.operating.doctor.patient import Patient
 from agentlace.operating.stores import StoreState
-from agentlace.operating.words import duration, size
 from agentlace.transport.lag import ConsumerState
+from agentlace.wording import duration, size
 
 STUCK_S = 10.0
 """A consumer that is there, is behind and has not moved for longer is worth a warning."""

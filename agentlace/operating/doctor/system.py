@@ -12,9 +12,9 @@ from agentlace.operating.doctor.findings import Finding, fail, info, of_error, o
 from agentlace.operating.doctor.patient import Patient
 from agentlace.operating.peers import Peer
 from agentlace.operating.peers import peers as read_peers
-from agentlace.operating.words import duration
 from agentlace.transport.keys import ServiceKeys
 from agentlace.transport.lag import namespaces
+from agentlace.wording import duration
 
 IDLE_S = 30.0
 """A node that waits and has done nothing for longer is worth a warning."""
