@@ -14,6 +14,7 @@ from agentlace.cli.options import BrokerOption, NamespaceOption, broker_url
 from agentlace.config import BadSetting, read_password
 from agentlace.inference.client import InferenceClient
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LOOK_MS = 1000.0
 """So long the policy server is looked for at the start, in milliseconds."""
 
@@ -45,9 +46,12 @@ def serve(
         _look_for(client, interface)
         client.timeout_ms = 1000 * timeout_s
         server = OpenpiServer(client, interface, host, port, key, about, max_clients)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, lambda *_: server.stop())
-        server.run(lambda at: typer.echo(f"openpi's clients reach {interface!r} of {url} at {at}"))
+        for number in STOP_SIGNALS:
+            signal.signal(number, lambda *_: server.stop())  # before it runs
+        server.run(
+            lambda at: typer.echo(f"openpi's clients reach {interface!r} of {url} at {at}"),
+            STOP_SIGNALS,
+        )
 
 
 def _look_for(client: InferenceClient, interface: str) -> None:

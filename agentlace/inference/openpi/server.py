@@ -12,7 +12,7 @@ import hmac
 import http
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -88,28 +88,35 @@ class OpenpiServer:
         self._stopping = threading.Event()
         self._wake: Callable[[], object] = self._stopping.set
 
-    def run(self, on_ready: Callable[[str], object] = lambda address: None) -> None:
+    def run(
+        self,
+        on_ready: Callable[[str], object] = lambda address: None,
+        stop_signals: Iterable[int] = (),
+    ) -> None:
         """Serve in this thread, once, until :meth:`stop`.
 
         Args:
             on_ready: called with the address (``ws://127.0.0.1:8000``) once clients may connect.
+            stop_signals: which of them stop it as well; only in the main thread.
 
         Raises:
             OSError: the address cannot be bound.
         """
         try:
-            asyncio.run(self._serve(on_ready))
+            asyncio.run(self._serve(on_ready, stop_signals))
         finally:
             self._threads.shutdown(wait=False, cancel_futures=True)
 
     def stop(self) -> None:
-        """Stop serving, from any thread or signal handler; clients are told. Idempotent."""
+        """Stop serving, from any thread; clients are told. Idempotent."""
         self._stopping.set()
         with contextlib.suppress(RuntimeError):  # it has ended meanwhile
             self._wake()
 
-    async def _serve(self, on_ready: Callable[[str], object]) -> None:
+    async def _serve(self, on_ready: Callable[[str], object], stop_signals: Iterable[int]) -> None:
         loop, stopped = asyncio.get_running_loop(), asyncio.Event()
+        for number in stop_signals:  # signal.signal would not wake a loop that is about to wait
+            loop.add_signal_handler(number, stopped.set)
         host, port = self._where
         options: dict[str, Any] = {
             "compression": None,
