@@ -19,6 +19,7 @@ READS_PICKLES = "cli/pickled.py"
 LAYERS = {
     "errors": 0,
     "_version": 0,
+    "addresses": 0,
     "files": 0,
     "image_codecs": 0,
     "logs": 0,

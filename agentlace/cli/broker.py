@@ -11,8 +11,8 @@ from typing import Annotated
 
 import typer
 
+from agentlace.addresses import is_loopback
 from agentlace.cli import broker_init
-from agentlace.cli.addresses import is_loopback
 from agentlace.config import BadSetting, read_password
 from agentlace.errors import AgentlaceError
 from agentlace.transport.embedded import EmbeddedBroker, Settings

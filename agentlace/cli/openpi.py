@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from agentlace.cli.addresses import is_loopback
+from agentlace.addresses import is_loopback
 from agentlace.cli.options import BrokerOption, NamespaceOption, broker_url
 from agentlace.config import BadSetting, read_password
 from agentlace.inference.client import InferenceClient

@@ -9,6 +9,7 @@ from types import FrameType
 
 import uvicorn
 
+from agentlace.addresses import is_loopback
 from agentlace.config import BadSetting, BrokerURL, address_of
 from agentlace.dashboard.app import Dashboard
 from agentlace.dashboard.auth import Passwords
@@ -133,13 +134,3 @@ def _bound(host: str, port: int) -> socket.socket:
         reason = error.strerror or str(error)
         problem = f"cannot be bound ({reason}): choose another --host or --port"
         raise BadSetting("address", address_of(host, port), problem) from error
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only programs on this machine reach an address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
