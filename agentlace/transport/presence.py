@@ -202,8 +202,9 @@ class Presence:
 
     def start(self) -> None:
         """Start the heartbeat."""
-        self._thread = threading.Thread(target=self._run, name=f"beat {self._key}", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name=f"beat {self._key}", daemon=True)
+        thread.start()  # before it is kept: what a Ctrl-C leaves unstarted cannot be joined
+        self._thread = thread
 
     def beat(self) -> None:
         """Refresh the key now, from any thread, unless another server has taken over."""

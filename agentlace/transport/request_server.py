@@ -103,8 +103,9 @@ class RequestServer:
     def start(self) -> None:
         """Serve in a thread of its own."""
         name = f"serve {self._keys.name}"
-        self._thread = self._runner = threading.Thread(target=self.run, name=name, daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self.run, name=name, daemon=True)
+        thread.start()
+        self._thread = self._runner = thread
 
     def run(self) -> None:
         """Serve in this thread until :meth:`stop` is called from another one or a handler."""
