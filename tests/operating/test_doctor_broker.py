@@ -256,7 +256,7 @@ def test_a_broker_that_still_loads():
             "pubsub 64kb 32kb 1",
             "pub/sub buffers",
             "fail",
-            ("64 kB, or 32 kB for 1 s", "'pubsub 256mb 128mb 60'"),
+            ("64.0 KiB, or 32.0 KiB for 1 s", "'pubsub 256mb 128mb 60'"),
         ),
         (
             "client-output-buffer-limit",

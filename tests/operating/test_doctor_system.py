@@ -80,7 +80,7 @@ def test_a_healthy_system(running, broker_url):
     found = seen(broker_url, "peers", "ok", "actor arm-1 of trainer:5555", "last progress")
     found.names("peers", "ok", "trainer of trainer:5555", f"pid {os.getpid()}")
     found.names("configs", "ok", "1 of the clients")
-    found.names("streams", "ok", "store 'env' of trainer:5555", "of 512 MB wait")
+    found.names("streams", "ok", "store 'env' of trainer:5555", "of 512 MiB wait")
     found.names("consumers", "ok", "0 transitions behind")
     found.names("versions", "ok", f"agentlace {__version__} here; 2 nodes have it too")
     assert found.bad() == ["persistence"]  # the tests' broker keeps nothing on disk
@@ -157,7 +157,7 @@ def test_a_dead_consumer_holds_the_stream(running, broker_url, namespace):
         forget = "agentlace consumers forget recorder:pick"
         found.names("consumers", "warn", "recorder:pick (lab3 pid 7)", "3 transitions", forget)
         found.names("consumers", "warn", "silent for 2 h")
-        found.names("streams", "ok", "of 1 MB wait to be read")
+        found.names("streams", "ok", "of 1.0 MiB wait to be read")
         with pytest.raises(AgentlaceError):
             client.strict = True
             while True:
@@ -180,7 +180,7 @@ def test_what_everybody_has_read_is_no_trouble(running, broker_url):
     (store,) = _stores(broker_url)
     assert store.nbytes > 0.7 * (1 << 20)
     assert store.unread_bytes == 0
-    found.names("streams", "ok", "0 B of 1 MB wait to be read")
+    found.names("streams", "ok", "0 B of 1.0 MiB wait to be read")
 
 
 def test_a_store_that_drops(running, broker_url, namespace):
