@@ -70,7 +70,7 @@ bench: $(STAMP) ## Run the benchmarks beside their peers (BENCH_ARGS=--list name
 lerobot: python ## Test the converter to LeRobot, in an environment of its own
 	@"$(PYTHON)" -m venv $(VENV)-lerobot
 	@echo "==> installing lerobot (minutes, the first time)"
-	@$(VENV)-lerobot/bin/python -m pip install $(PIP_QUIET) 'lerobot[dataset]' '.[rlds]' pytest pytest-timeout
+	@$(VENV)-lerobot/bin/python -m pip install $(PIP_SHOWN) 'lerobot[dataset]' '.[rlds]' pytest pytest-timeout
 	@$(VENV)-lerobot/bin/python -m pytest tests/data/test_lerobot_format.py
 
 constraints: python ## Pin today's newest versions for every supported Python
@@ -94,7 +94,8 @@ clean: ## Remove the environment, caches and built files
 	rm -rf $(VENV) $(VENV)-pins $(VENV)-lerobot build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -path ./.git -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
-PIP_QUIET := -qq --disable-pip-version-check --no-input
+PIP_SHOWN := --disable-pip-version-check --no-input
+PIP_QUIET := -qq $(PIP_SHOWN)
 
 # The pins reach the isolated build of the package itself only through the environment:
 # PIP_CONSTRAINT up to pip 25.2, PIP_BUILD_CONSTRAINT after.
@@ -111,7 +112,7 @@ $(STAMP): pyproject.toml agentlace/_version.py broker/redis.conf broker/users.ac
 	else \
 		echo "==> installing agentlace[dev]; no versions are pinned for Python $(VERSION)"; \
 	fi; \
-	$(BIN)/python -m pip install $(PIP_QUIET) --editable '.[dev]'
+	$(BIN)/python -m pip install $(PIP_SHOWN) --editable '.[dev]'
 	@touch $@
 
 python:

@@ -62,7 +62,9 @@ def convert(
         typer.echo(f"left out {path}: {reason}")
     if not columns:
         raise DecodeError("nothing is left to write")
-    save_columns(out, ((path, np.stack(values)) for path, values in columns.items()))
+    with shown(f"writing {out}", len(columns), "columns") as advance:
+        stacked = ((path, np.stack(values)) for path, values in columns.items())
+        save_columns(out, counted(stacked, advance))
     typer.echo(f"{len(rows):,} transitions in {out}")
     for path, values in columns.items():
         dtype = np.result_type(*{value.dtype for value in values})

@@ -69,7 +69,7 @@ def convert(
         raise AgentlaceError("LeRobot needs to know the frames per second: pass --fps")
     reader = None if to is None else DatasetReader(source)
     total = None if reader is None else len(reader)
-    with shown(f"converting {source}", total) as advance:
+    with shown(f"converting {source}", total, "episodes") as advance:
         episodes = counted(from_minari(source) if reader is None else reader.episodes(), advance)
         if to is None:
             written = _to_rlds(episodes, Path(target), version)

@@ -31,12 +31,13 @@ def info(
     from agentlace.rlds.summary import summarise
 
     reader = DatasetReader(directory)
-    with shown(f"reading {directory}", len(reader)) as advance:
+    with shown(f"reading {directory}", len(reader), "episodes") as advance:
         summary = summarise(reader, advance)
     if plot is not None:
         from agentlace.cli.rlds_plot import draw
 
-        draw(reader, summary, plot)
+        with shown(f"drawing {plot}"):
+            draw(reader, summary, plot)
     if as_json:
         typer.echo(json.dumps(summary.to_json(), indent=2))
     else:

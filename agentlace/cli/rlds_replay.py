@@ -79,7 +79,7 @@ def replay(
         ) as client:
             wanted = itertools.islice(_episodes(reader, loop), episodes)
             total = episodes if loop else min(len(reader), episodes or len(reader))
-            with shown(f"replaying {directory}", total) as advance:
+            with shown(f"replaying {directory}", total, "episodes") as advance:
                 replay = Replay(client, store, queue, rate, stop, extras)
                 replayed = replay.run(counted(wanted, advance))
     _summarise(replayed, rate, store)

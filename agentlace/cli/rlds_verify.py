@@ -21,7 +21,7 @@ def verify(
     from agentlace.rlds.reader import DatasetReader
 
     reader = DatasetReader(directory)
-    with shown(f"verifying {directory}", len(reader)) as advance:
+    with shown(f"verifying {directory}", len(reader), "episodes") as advance:
         verdict = checks.verify(reader, advance)
     for problem in verdict.problems:
         typer.echo(problem)

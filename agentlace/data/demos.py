@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -17,7 +18,10 @@ from agentlace.data.sampled_store import SampledStore
 from agentlace.data.steps import pair
 from agentlace.data.tfds import step_columns
 from agentlace.errors import DecodeError, MissingExtra
+from agentlace.progress import Advance, Logged, counted
 from agentlace.rlds.reader import DatasetReader
+
+log = logging.getLogger(__name__)
 
 CHUNK_ROWS = 1024
 """So many transitions are inserted at a time."""
@@ -70,7 +74,8 @@ def load_demos(store: SampledStore, path: str | os.PathLike[str]) -> int:
     lengths = {len(leaf) if leaf.ndim else -1 for leaf in columns.values()}
     if len(lengths) != 1 or -1 in lengths:
         raise DecodeError(f"{path} does not hold arrays of one length")
-    return _insert(store, nested(columns), lengths.pop())
+    (n,) = lengths
+    return _insert(store, nested(columns), n, _loading(path, n, "transitions"))
 
 
 def _read_archive(path: str | os.PathLike[str]) -> dict[str, Array]:
@@ -128,7 +133,8 @@ def load_rlds(store: SampledStore, dataset: str | os.PathLike[str] | Iterable[An
         SchemaMismatch: the transitions do not fit the store; none beyond were inserted.
     """
     if isinstance(dataset, str | os.PathLike):
-        dataset = DatasetReader(dataset).episodes()
+        reader = DatasetReader(dataset)
+        dataset = counted(reader.episodes(), _loading(dataset, len(reader), "episodes"))
     episodes = (pair(steps) for steps in step_columns(dataset))
     return sum(_insert(store, episode.columns, len(episode.at)) for episode in episodes)
 
@@ -151,7 +157,13 @@ def _of_episode(episode: Any) -> tuple[dict[str, Any], int]:
     return columns, len(ends)
 
 
-def _insert(store: SampledStore, columns: Mapping[str, Any], n: int) -> int:
+def _loading(path: object, n: int, unit: str) -> Logged:
+    return Logged(log, f"loading {path}", n, unit, level=logging.WARNING)
+
+
+def _insert(
+    store: SampledStore, columns: Mapping[str, Any], n: int, advance: Advance = lambda n: None
+) -> int:
     with store.preloading():
         for start in range(0, n, CHUNK_ROWS):
             part = slice(start, min(start + CHUNK_ROWS, n))
@@ -159,4 +171,5 @@ def _insert(store: SampledStore, columns: Mapping[str, Any], n: int) -> int:
             chunk = Chunk(part.stop - start, map_leaves(lambda a, p=part: a[p], columns), {}, kinds)
             for refused in put(store, chunk).values():
                 raise refused
+            advance(part.stop - start)
     return n

@@ -107,7 +107,7 @@ class RowFiles:
         self.check(record)
         segments, state = record["segments"], record["state"]
         nbytes = sum(int(file["nbytes"]) for file in files_of(record))
-        progress = Logged(log, f"reading {self.folder}", nbytes, "MB", 1e6)
+        progress = Logged(log, f"reading {self.folder}", nbytes, "MB", 1e6, logging.WARNING)
         self._store.begin_restore(state)
         for segment, after in zip(segments, [*segments[1:], None], strict=False):
             first = max(segment["first"], state["begin"])

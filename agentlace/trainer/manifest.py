@@ -169,7 +169,7 @@ class CheckpointFolder:
         """
         files = list(self._files(manifest))
         nbytes = sum(file["nbytes"] for _, file in files)
-        progress = Logged(log, f"checking {self.path}", nbytes, "MB", 1e6)
+        progress = Logged(log, f"checking {self.path}", nbytes, "MB", 1e6, logging.WARNING)
         for path, file in files:
             problem = ""
             if not path.resolve().is_relative_to(self.path.resolve()):

@@ -13,6 +13,7 @@ import glob
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,7 @@ from typing import IO
 from agentlace.config import BadSetting, BrokerURL
 from agentlace.errors import AgentlaceError, BrokerUnreachable
 from agentlace.logs import about
+from agentlace.progress import Pace
 from agentlace.transport.connection import Broker
 from agentlace.transport.server_process import (
     POLL_S,
@@ -130,7 +132,7 @@ class EmbeddedBroker:
             left.unlink(missing_ok=True)
 
     def _wait_until_ready(self, output: int, deadline: float) -> None:
-        broker = Broker(self.settings.url)
+        broker, pace, loaded = Broker(self.settings.url), Pace(), ""
         while True:
             status = self.wait(POLL_S)
             if status is not None:
@@ -138,12 +140,17 @@ class EmbeddedBroker:
                 raise failure(self.settings, said)
             try:
                 with contextlib.closing(broker.channel(ANSWER_TIMEOUT_S)) as channel:
-                    if f"process_id:{self.pid}\r\n".encode() in bytes(channel.call("INFO")):
+                    info = bytes(channel.call("INFO")).decode()
+                    if f"process_id:{self.pid}\r\n" in info:
+                        loaded = _loaded(info)
                         channel.call("PING")  # refused while it loads
                         return
                 reason = "another server answers there"
             except AgentlaceError as error:
                 reason = getattr(error, "reason", str(error))
+            if pace.is_due():
+                text = "the broker at %s is being started: %s%.0f s so far"
+                log.warning(text, broker.url, loaded, pace.elapsed_s, extra=about())
             if time.monotonic() > deadline and not reason.startswith("LOADING"):
                 raise BrokerUnreachable(str(broker.url), f"not ready: {reason}", hint="")
 
@@ -179,6 +186,12 @@ class EmbeddedBroker:
     def __exit__(self, *_: object) -> None:
         """Stop."""
         self.stop()
+
+
+def _loaded(info: str) -> str:
+    """Return how much of its data a server has loaded, from what it says of itself."""
+    share = re.search(r"^loading_loaded_perc:([\d.]+)", info, re.MULTILINE)
+    return f"{share[1]} % of its data is loaded, " if share else ""
 
 
 def ensure(url: BrokerURL) -> None:
@@ -261,7 +274,7 @@ def _end(supervisor: subprocess.Popen[bytes]) -> None:
 def _wait_for_answer(
     url: BrokerURL, supervisor: subprocess.Popen[bytes], output: IO[bytes]
 ) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
+    deadline, pace = time.monotonic() + START_TIMEOUT_S, Pace()
     lost = False
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -270,6 +283,9 @@ def _wait_for_answer(
         try:
             return _ping(url)
         except BrokerUnreachable as error:
+            if pace.is_due():
+                text = "no broker at %s: the embedded one is being started, %.0f s so far"
+                log.warning(text, url, pace.elapsed_s, extra=about(error=error))
             if time.monotonic() > deadline:
                 output.seek(0)
                 said = output.read().decode(errors="replace").strip() or "no output"

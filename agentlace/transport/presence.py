@@ -17,6 +17,7 @@ from typing import Any
 
 from agentlace.errors import AgentlaceError, AlreadyServed, BrokerAuthFailed, StoreFull
 from agentlace.logs import Refrain, about
+from agentlace.progress import Pace
 from agentlace.telemetry import Telemetry
 from agentlace.transport.backoff import Backoff
 from agentlace.transport.connection import Broker, Channel
@@ -101,12 +102,16 @@ class Presence:
         self._broker.measure_clock(self._channel)
         deadline = time.monotonic() + (LEASE_MS + 1000 * HEARTBEAT_S) / 1000
         first: Any = None
+        pace = Pace()
         while exclusive and not self._try_acquire():
             peer = read_peer(self._channel, self._key)
             beat = peer and (peer["token"], peer["progress_ms"])
             if (first and beat and beat != first) or time.monotonic() > deadline:
                 raise self._already_served(peer or PRESENT)
             first = first or beat
+            if pace.is_due():
+                text = "%s waits for the lease of one that may be dead to end"
+                log.warning(text, self.info["name"], extra=about())
             self._stop.wait(PEER_POLL_S)
         if not exclusive:
             self._announce()

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from agentlace import codec
 from agentlace.errors import AgentlaceError, DecodeError
 from agentlace.logs import about
+from agentlace.progress import Logged
 from agentlace.transport.connection import Channel
 from agentlace.transport.keys import ServiceKeys
 from agentlace.transport.resp import Buffer, ErrorReply, Reply
@@ -178,7 +179,8 @@ class Fetcher:
 
     def _received(self, parts: list[Part], version: str) -> Iterator[Buffer | None]:
         """Fetch and yield parts, None for one that is gone; ends after a batch that has such."""
-        groups = list(batches(parts))
+        groups, nbytes = list(batches(parts)), sum(size for _, size in parts)
+        progress = Logged(log, f"fetching network {version}", nbytes, "MB", 1e6)
         for batch in groups:
             pin = [] if batch is groups[-1] else self._pin.hold(version)
             self._channel.send([*pin, *(("GET", key) for key in batch)], FETCH_TIMEOUT_S)
@@ -188,6 +190,7 @@ class Fetcher:
             for _ in batch:
                 (part,) = self._channel.checked([self._channel.receive(FETCH_TIMEOUT_S)])
                 is_whole = is_whole and part is not None
+                progress(0 if part is None else len(part))
                 yield part
             if not is_whole:
                 raise Superseded

@@ -13,6 +13,7 @@ from agentlace.cli import main
 from agentlace.data import ReplayBuffer
 from agentlace.rlds.episode import episode_from_transitions
 from agentlace.rlds.writer import DatasetWriter
+from tests.cli.programs import COMMAND, OnTerminal, Piped
 
 CONFIG = TrainerConfig(5603, 5604, request_types=["stats"])
 LENGTHS = (4, 1, 6)
@@ -112,6 +113,22 @@ def test_it_loops_until_it_is_stopped(dataset, store, how):
     said, _ = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 0, said
     assert f"{store.inserted} transitions" in said and "has all of them" in said
+
+
+@pytest.mark.parametrize(
+    ("kind", "pattern"),
+    [
+        (Piped, r"replaying \S+: \d+ episodes, "),
+        (OnTerminal, r"replaying .*1\.0\.0 .*━.*\d+/\?.* episodes"),
+    ],
+)
+def test_it_says_how_far_it_is(dataset, store, kind, pattern):
+    arguments = [str(dataset), "--store", "online", "--loop", "--rate", "100", "--port", "5603"]
+    with kind(COMMAND, "rlds", "replay", *arguments) as program:
+        program.until(pattern)
+        program.process.send_signal(signal.SIGINT)
+        said = program.end()
+    assert f"{store.inserted} transitions" in said
 
 
 def test_it_waits_for_the_trainer_only_if_asked_to(dataset, broker_environment, replay):
