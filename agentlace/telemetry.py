@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from agentlace.forks import freed_by_fork
 from agentlace.logs import Refrain, about
+from agentlace.reports import Listener, ReportCallback
 from agentlace.waits import TEXT_CHARS, WaitSource, told_waits
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,9 @@ METRICS: dict[str, Metric] = {
     "networks_superseded_total": Metric(
         "counter", "Networks that were never sent because a newer one came first."
     ),
+    "networks_sent_bytes_total": Metric(
+        "counter", "Bytes of networks sent to the broker; leaves that stay are not sent again."
+    ),
     "requests_answered_total": Metric("counter", "Requests answered."),
     "requests_expired_total": Metric("counter", "Requests dropped after their deadline."),
     "requests_unreadable_total": Metric("counter", "Requests that could not be read."),
@@ -90,6 +94,7 @@ METRICS: dict[str, Metric] = {
     "requests_failed_total": Metric("counter", "Requests that got no answer, or an error."),
     "observations_published_total": Metric("counter", "Observations broadcast."),
     "observations_received_total": Metric("counter", "Observations that callbacks got."),
+    "observations_sent_bytes_total": Metric("counter", "Bytes of observations sent to the broker."),
     "observations_missed_total": Metric(
         "counter", "Observations published that a slow watcher did not get."
     ),
@@ -115,8 +120,6 @@ class Sample(NamedTuple):
 
 
 Source = Callable[[], Iterable[Sample]]
-ReportCallback = Callable[[dict[str, float], "int | None"], object]
-"""Called with what the program reports, by name, and its step."""
 
 
 _running: weakref.WeakSet[Telemetry] = weakref.WeakSet()
@@ -150,7 +153,8 @@ class Telemetry:
         self._sources: list[Source] = []
         self._wait_sources: list[WaitSource] = []
         self._reported: dict[str, float] = {}
-        self._callbacks: list[ReportCallback] = []
+        self._listeners: list[Listener] = []
+        self._at_end: list[Callable[[], object]] = []
         self._events: deque[tuple[float, str, str]] = deque(maxlen=EVENTS_MAX)
         self._counted = 0.0
         self._moved_s = time.monotonic()
@@ -163,9 +167,23 @@ class Telemetry:
             _running.add(self)
 
     def end(self) -> None:
-        """Take it from those that run. Idempotent."""
+        """Take it from those that run, and let callbacks write what they hold back. Idempotent."""
         with _running_lock:
             _running.discard(self)
+        with self._lock:
+            work, self._at_end = self._at_end, []
+            work += [listener.flush for listener in self._listeners]
+        for call in work:
+            try:
+                call()
+            except Exception as error:  # the node stops all the same
+                text = "the numbers of %s did not end well"
+                log.exception(text, self.node or self.role, extra=about(error=error))
+
+    def at_end(self, call: Callable[[], object]) -> None:
+        """Call this once, when the node stops."""
+        with self._lock:
+            self._at_end.append(call)
 
     def collect(self, source: Source) -> None:
         """Read samples from here at each heartbeat, on its thread; must not block."""
@@ -183,7 +201,10 @@ class Telemetry:
             self._events.append((time.time(), kind, text[:TEXT_CHARS]))
 
     def report(self, values: dict[str, float], step: int | None = None) -> None:
-        """Show the program's own numbers, and hand them to the callbacks.
+        """Show the program's own numbers, and hand them to the callbacks. Thread-safe.
+
+        What a callback raises is logged, and not raised here. Numbers that are not finite go to
+        the callbacks only.
 
         Args:
             values: by name, such as ``{"episode_return": 12.5}``; scalars of any library.
@@ -195,20 +216,36 @@ class Telemetry:
         numbers = {str(name): _number(name, value) for name, value in values.items()}
         with self._lock:
             self._reported.update(numbers)
-            callbacks = list(self._callbacks)
-        for callback in callbacks:
-            callback(numbers, step)
+            due = [(listener, listener.is_due()) for listener in self._listeners]
+        own = _by_name(self._measured()) if any(is_due for _, is_due in due) else {}
+        for listener, is_due in due:
+            listener.call({**own, **numbers} if is_due else dict(numbers), step)
 
-    def on_report(self, callback: ReportCallback) -> None:
-        """Call back with all that is reported from now on, in the reporter's thread."""
+    def on_report(self, callback: ReportCallback, own_every_s: float | None = None) -> None:
+        """Call back with all that is reported from now on, in the reporter's thread.
+
+        Args:
+            callback: such as :class:`agentlace.metrics.TensorBoard`. If it has a ``flush``, that
+                is called when the node stops.
+            own_every_s: seconds after which the node's own numbers go along with a report again,
+                named like ``agentlace/store_size/env``; never if None.
+        """
         with self._lock:
-            self._callbacks.append(callback)
+            self._listeners.append(Listener(callback, own_every_s))
 
     def samples(self) -> list[Sample]:
         """Return all numbers as they are now."""
+        found = (
+            self._measured()
+        )  # first: of more than SAMPLES_MAX those are left out that come last
+        with self._lock:
+            return found + [Sample("reported", v, {"name": n}) for n, v in self._reported.items()]
+
+    def _measured(self) -> list[Sample]:
+        """Return the node's own numbers."""
+        found: list[Sample] = []
         with self._lock:
             sources = list(self._sources)
-            found = [Sample("reported", v, {"name": n}) for n, v in self._reported.items()]
         for source in sources:
             try:
                 found += source()
@@ -260,6 +297,11 @@ class Telemetry:
 
 
 _GAUGE = Metric("gauge", "")
+
+
+def _by_name(samples: list[Sample]) -> dict[str, float]:
+    """Return samples by name and labels, as programs show them that know no labels."""
+    return {"/".join(["agentlace", s.name, *s.labels.values()]): s.value for s in samples}
 
 
 def _number(name: object, value: Any) -> float:

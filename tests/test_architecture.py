@@ -24,6 +24,7 @@ LAYERS = {
     "image_codecs": 0,
     "logs": 0,
     "progress": 0,
+    "reports": 0,
     "wording": 0,
     "forks": 1,
     "config": 1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -15,7 +16,10 @@ from typing import Any
 
 import pytest
 
+from agentlace.config import BrokerURL
+from agentlace.operating import take
 from agentlace.rlds.reader import DatasetReader
+from agentlace.transport.connection import Broker
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = ROOT / "examples" / "async_learner_actor.py"
@@ -146,6 +150,9 @@ def test_a_killed_learner_goes_on_from_its_checkpoint(
     while not (saved := saved_steps(tmp_path / "checkpoint")):
         assert time.monotonic() < deadline and learner.poll() is None
         time.sleep(0.02)
+    while not reported(broker_url) >= {("trainer", "critic_loss"), ("actor", "episode_return")}:
+        assert time.monotonic() < deadline and learner.poll() is None
+        time.sleep(0.02)
     learner.kill()
 
     learner = start("--learner", *flags, "--actor_timeout_s", "3", broker=broker_url)
@@ -159,6 +166,15 @@ def test_a_killed_learner_goes_on_from_its_checkpoint(
     summary = summary_of(tmp_path / "runs/Pendulum-v1-0-learner", output)
     assert 0 <= summary["steps"] - summary["updates"] // 2 < 20
     assert saved_steps(tmp_path / "checkpoint") == summary["updates"] // 2
+
+
+def reported(broker_url: str) -> set[tuple[str, str]]:
+    """Return what programs report, as (role, name); what dashboard and Prometheus show."""
+    broker = Broker(BrokerURL.parse(broker_url))
+    with contextlib.closing(broker.channel()) as channel:
+        peers = take(channel, broker.url.namespace).peers
+    samples = [(peer.does, sample) for peer in peers for sample in peer.samples]
+    return {(does, s.labels["name"]) for does, s in samples if s.name == "reported"}
 
 
 def saved_steps(folder: Path) -> int:

@@ -190,6 +190,7 @@ class PublishingServer(Server):
         yield from super()._measure()
         if (broadcast := self._broadcast) is not None:
             yield Sample("observations_published_total", broadcast.published)
+            yield Sample("observations_sent_bytes_total", broadcast.sent_bytes)
         if (rate := self._rate) is not None:
             yield Sample("observations_skipped_total", rate.skipped)
         yield from self._images.samples()

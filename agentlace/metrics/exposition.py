@@ -31,12 +31,20 @@ class Families:
     def __init__(self, metrics: Mapping[str, Metric] = METRICS) -> None:
         self._metrics = metrics
         self._found: dict[str, Family] = {}
+        self._seen: set[tuple[str, frozenset[tuple[str, str]]]] = set()
 
     def add(self, samples: Iterable[Sample], labels: Mapping[str, str]) -> None:
-        """Add samples, each with these labels beside its own; bad names are left out."""
+        """Add samples, each with these labels beside its own.
+
+        What would make the whole page unreadable is left out: names that may not be, and a second
+        sample of the same name and labels.
+        """
         for name, value, own in samples:
-            if _NAME.fullmatch(name):
-                self._family(name).add_sample(PREFIX + name, {**labels, **own}, value)
+            series = name, frozenset({**labels, **own}.items())
+            if series in self._seen or not all(map(_NAME.fullmatch, (name, *own))):
+                continue
+            self._seen.add(series)
+            self._family(name).add_sample(PREFIX + name, {**labels, **own}, value)
 
     def _family(self, name: str) -> Family:
         if name not in self._found:

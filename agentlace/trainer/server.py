@@ -287,6 +287,7 @@ class TrainerServer(Server):
         yield Sample("network_version", self.published_version)
         if publisher is not None:
             yield Sample("networks_superseded_total", publisher.superseded)
+            yield Sample("networks_sent_bytes_total", publisher.sent_bytes)
 
     # -- life --------------------------------------------------------------------------------------
 

@@ -42,7 +42,7 @@ class BroadcastPublisher:
         self._channel = broker.channel(PUBLISH_TIMEOUT_S, keys.prefix)
         self._lock = threading.Lock()
         self._token = token
-        self.published = 0
+        self.published = self.sent_bytes = 0
 
     def publish(self, tree: Any, captured_s: float | None = None) -> None:
         """Publish an observation; blocks until the broker has it.
@@ -67,6 +67,7 @@ class BroadcastPublisher:
                 (self._channel.pubsub().publish, self._keys.obs_channel, message),
             ]
             self._channel.checked(self._channel.exchange(commands, PUBLISH_TIMEOUT_S))
+            self.sent_bytes += frame.nbytes * (2 if message is frame else 1)
 
     def close(self) -> None:
         """Close the connection."""

@@ -82,7 +82,7 @@ class WeightsPublisher:
         self._pins = Pins()
         self._after = after
         self.published = after.number
-        self.superseded = 0
+        self.superseded = self.sent_bytes = 0
 
     @property
     def version(self) -> Version:
@@ -197,6 +197,7 @@ class WeightsPublisher:
         version = Version(self._incarnation, snapshot.number)
         if snapshot.data.nbytes <= INLINE_BYTES:
             head, leaves = snapshot.data, None
+            self.sent_bytes += head.nbytes
         else:
             head, leaves = self._send_leaves(snapshot, version)
         published_ms = self._broker.now_ms() - (time.monotonic() - snapshot.taken_s) * 1000
@@ -233,6 +234,7 @@ class WeightsPublisher:
             leaves[number].append(key)
         for batch in batches(sized):
             self._channel.checked(self._channel.exchange(batch, SEND_TIMEOUT_S))
+        self.sent_bytes += sum(nbytes for _, nbytes in sized)
         return data[:header_end], leaves
 
     def _unchanged(self, data: memoryview, spans: list[tuple[int, int]]) -> dict[int, LeafKeys]:
