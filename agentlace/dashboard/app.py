@@ -34,7 +34,7 @@ from agentlace.dashboard.desk import Desk
 from agentlace.dashboard.feed import Feed, as_json
 from agentlace.dashboard.guard import Guard
 from agentlace.errors import AgentlaceError
-from agentlace.operating.prometheus import exposition
+from agentlace.operating.prometheus import CONTENT_TYPE, exposition
 
 STATIC = Path(__file__).with_name("static")
 STREAMS_MAX = 50
@@ -82,13 +82,13 @@ class Dashboard:
             Route("/login", self._login, methods=["POST"]),
             Route("/logout", self._logout, methods=["POST"]),
             Route("/healthz", _healthz),
+            Route("/metrics", self._viewed(self._metrics)),
             Route("/api/me", self._viewed(self._me)),
             Route("/api/state", self._viewed(self._state)),
             Route("/api/history", self._viewed(self._history)),
             Route("/api/stream", self._viewed(self._stream)),
             Route("/api/cameras/{service}", self._viewed(self._frames)),
             Route("/api/cameras/{service}/{index:int}", self._viewed(self._frame)),
-            Route("/metrics", self._viewed(self._metrics)),
             Route("/api/command", self._viewed(self._command), methods=["POST"]),
             Mount("/static", StaticFiles(directory=STATIC)),
         ]
@@ -167,19 +167,17 @@ class Dashboard:
     async def _state(self, request: Request) -> Response:
         return Response(as_json(self.feed.state()), media_type="application/json")
 
+    async def _metrics(self, request: Request) -> Response:
+        """Answer Prometheus."""
+        text = await run_in_threadpool(exposition, self.feed.snapshot)
+        return Response(text, media_type=CONTENT_TYPE)
+
     async def _history(self, request: Request) -> Response:
         body = await run_in_threadpool(lambda: gzip.compress(as_json(self.feed.history.told()), 4))
         if "gzip" not in request.headers.get("accept-encoding", ""):
             return Response(gzip.decompress(body), media_type="application/json")
         headers = {"content-encoding": "gzip", "vary": "accept-encoding"}
         return Response(body, media_type="application/json", headers=headers)
-
-    async def _metrics(self, request: Request) -> Response:
-        snapshot = self.feed.snapshot
-        if snapshot is None:
-            return PlainTextResponse("the broker is away\n", 503)
-        body = await run_in_threadpool(exposition, snapshot)
-        return Response(body, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def _stream(self, request: Request) -> Response:
         if self.streams >= STREAMS_MAX:

@@ -2,7 +2,7 @@
 
 ::
 
-    exposition.py    a node's numbers as Prometheus reads them
+    exposition.py    numbers as Prometheus reads them
     endpoint.py      served by this process
     hooks.py         what a program reports, handed to TensorBoard or W&B
 

@@ -19,6 +19,7 @@ from agentlace.recorder.scribe import Scribe
 from agentlace.recorder.settings import Settings
 from agentlace.recorder.sink import Sink
 from agentlace.rlds.writer import DatasetWriter
+from agentlace.service.measured import Measured
 from agentlace.service.running import started, stopped
 from agentlace.telemetry import Sample, Telemetry
 from agentlace.transport import presence
@@ -35,7 +36,7 @@ TICK_S = 0.1
 """How often a recorder looks whether something is to be done."""
 
 
-class Recorder:
+class Recorder(Measured):
     """Follows the streams of one or more stores, and writes their episodes as one RLDS dataset.
 
     Each transition is in the dataset exactly once: an episode and the position behind it become

@@ -6,6 +6,7 @@
     client.py    Client: the calling end of a service
     running.py   what still runs when its program ends
     sigterm.py   what is done before SIGTERM takes its way
+    measured.py  what shows a node's numbers over HTTP
 """
 
 from agentlace.service.client import SOFT_ERRORS, Client

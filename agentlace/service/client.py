@@ -28,6 +28,7 @@ from agentlace.errors import (
 )
 from agentlace.forks import check_process, process_number
 from agentlace.logs import Refrain, about
+from agentlace.service.measured import Measured
 from agentlace.service.running import started, stopped
 from agentlace.service.server import AnyConfig
 from agentlace.telemetry import Sample, Telemetry
@@ -59,7 +60,7 @@ SOFT_ERRORS = (
 """Errors that give None or False, logged and kept in ``last_error``, unless ``strict``."""
 
 
-class Client:
+class Client(Measured):
     """A service's calling end. A context manager.
 
     Thread-safe: calls of several threads are made one after the other.

@@ -8,7 +8,7 @@ import os
 import weakref
 from typing import Any
 
-from agentlace.metrics.endpoint import serve_if_asked
+from agentlace.metrics import endpoint
 
 running: weakref.WeakSet[Any] = weakref.WeakSet()
 """Servers and clients that were started and not stopped."""
@@ -18,13 +18,15 @@ def started(node: Any) -> None:
     """Note that a node runs: it is stopped at the end of its program, and its numbers shown."""
     running.add(node)
     node.telemetry.begin()
-    serve_if_asked()
+    endpoint.serve_if_asked()
 
 
 def stopped(node: Any) -> None:
     """Note that a node does not run any more. Idempotent."""
     running.discard(node)
     node.telemetry.end()
+    if not running:
+        endpoint.end_if_asked()
 
 
 if hasattr(os, "register_at_fork"):

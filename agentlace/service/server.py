@@ -11,6 +11,7 @@ from agentlace._version import __version__
 from agentlace.config import ActionConfig, BrokerURL, InferenceConfig, TrainerConfig, described
 from agentlace.errors import AgentlaceError, AlreadyServed, Closed
 from agentlace.forks import check_process, process_number
+from agentlace.service.measured import Measured
 from agentlace.service.running import started, stopped
 from agentlace.telemetry import Sample, Telemetry
 from agentlace.transport import embedded, presence
@@ -23,7 +24,7 @@ T = TypeVar("T")
 AnyConfig = ActionConfig | TrainerConfig | InferenceConfig
 
 
-class Server:
+class Server(Measured):
     """A service's serving end. It may be started again after ``stop``. A context manager.
 
     Threads: requests are handled one after the other, in the caller's thread or in one of the

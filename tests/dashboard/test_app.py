@@ -18,7 +18,7 @@ from tests.services.support import wait_until
 
 from .support import ADMIN, VIEWER, Visitor, served
 
-READ = ["/api/me", "/api/state", "/api/history", "/api/stream", "/api/cameras/action:1"]
+READ = ["/api/me", "/metrics", "/api/state", "/api/history", "/api/stream", "/api/cameras/action:1"]
 
 
 @pytest.fixture
