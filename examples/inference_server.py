@@ -35,6 +35,7 @@ INPUTS = {"state": ArraySpec((STATE,), "float32")}
 OUTPUTS = {"actions": ArraySpec((CHUNK, ACTION), "float32")}
 CONNECT_S = 60.0
 GOODBYE_S = 1.5
+POLL_S = 0.1
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -142,15 +143,16 @@ def train(args: argparse.Namespace) -> None:
 
 
 def call(args: argparse.Namespace) -> dict[str, Any]:
-    """Be one client: call again and again; returns what it saw."""
+    """Be one client: call again and again, until Ctrl-C at most; returns what it saw."""
+    stop = stop_on_signals()
     random = np.random.default_rng()
     latencies_ms: list[float] = []
     networks: Counter[str] = Counter()
     failed = 0
     with InferenceClient(args.ip, PORT, timeout_ms=2000) as client:
-        await_policy(client)
+        await_policy(client, stop)
         end = time.monotonic() + args.seconds
-        while (begin := time.monotonic()) < end:
+        while (begin := time.monotonic()) < end and not stop.is_set():
             observation = {"state": random.standard_normal(STATE, np.float32)}
             answer = client.call("policy", observation, full=True)
             if answer is None:
@@ -168,13 +170,13 @@ def call(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def await_policy(client: InferenceClient) -> None:
+def await_policy(client: InferenceClient, stop: threading.Event) -> None:
     """Wait for the policy server; gives up after CONNECT_S, and says why."""
-    deadline, pause = time.monotonic() + CONNECT_S, threading.Event()
-    while "policy" not in client.interfaces():
+    deadline = time.monotonic() + CONNECT_S
+    while not stop.is_set() and "policy" not in client.interfaces():
         if time.monotonic() > deadline:
             raise SystemExit(f"no policy server within {CONNECT_S:g} s: {client.last_error}")
-        pause.wait(0.2)
+        stop.wait(0.2)
 
 
 class Children:
@@ -206,16 +208,22 @@ class Children:
                 child.communicate()
 
 
-def last_line(child: subprocess.Popen[str], role: str) -> dict[str, Any]:
-    """Return what a child's last line says, once it has ended."""
+def last_line(child: subprocess.Popen[str], role: str, was_cut: bool) -> dict[str, Any]:
+    """Return what a child's last line says, once it has ended; nothing if it had not begun."""
     lines = child.communicate()[0].splitlines()
     if child.returncode or not lines:
+        if was_cut:
+            return {}
         raise SystemExit(f"the {role} ended unexpectedly, with code {child.returncode}")
     return json.loads(lines[-1])
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Start everything, wait for the clients; returns what they and the server saw."""
+def run(args: argparse.Namespace) -> tuple[dict[str, Any], float, bool]:
+    """Start everything, wait for the clients.
+
+    Returns:
+        What they and the server saw, in how many seconds, and whether Ctrl-C cut it short.
+    """
     with Children() as children:
         children.start("trainer", args)
         server = children.start("server", args)
@@ -224,11 +232,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if not line:
             raise SystemExit("the server ended unexpectedly")
         print(line, end="", flush=True)
+        stop, began = stop_on_signals(), time.monotonic()
         clients = [children.start("client", args) for _ in range(args.clients)]
-        seen = [last_line(client, "client") for client in clients]
+        while any(client.poll() is None for client in clients) and not stop.wait(POLL_S):
+            pass
+        seconds = time.monotonic() - began
+        for client in clients if stop.is_set() else ():
+            client.terminate()
+        seen = [last_line(client, "client", stop.is_set()) for client in clients]
         server.terminate()
-        batches = last_line(server, "server")
-    return {"clients": seen, "batches": batches}
+        batches = last_line(server, "server", stop.is_set())
+    found = {"clients": [client for client in seen if client], "batches": batches}
+    return found, seconds if stop.is_set() else args.seconds, stop.is_set()
 
 
 def show(found: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -259,7 +274,10 @@ def main(argv: list[str] | None = None) -> None:
         print(json.dumps(call(args)), flush=True)
     else:
         args.run_dir.mkdir(parents=True, exist_ok=True)
-        write_summary(args.run_dir, show(run(args), args.seconds))
+        found, seconds, was_cut = run(args)
+        write_summary(args.run_dir, show(found, seconds))
+        if was_cut:
+            sys.exit(130)
 
 
 if __name__ == "__main__":

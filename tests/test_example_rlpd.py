@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -60,7 +61,8 @@ def test_interventions_have_a_store_of_their_own(rlpd, tmp_path: Path, monkeypat
         args = rlpd.parse_args([*flags.split(), chance, "--run_dir", str(tmp_path)])
         run = rlpd.Run(args, seed=0, with_help=True)
         demonstrated = run.transitions()["demo"]
-        held = run.play().transitions()
+        run.play(threading.Event())
+        held = run.transitions()
         assert (held["online"], held["demo"]) == (120, demonstrated)  # none was added to these
         assert held["intervention"] > 20 if chance == "1" else held["intervention"] == 0
         # Half of a batch is the expert's, also before it intervened.

@@ -150,6 +150,11 @@ CASES: dict[str, dict[str, Any]] = {
         "runs": "actor: step",
         "summary": {"updates", "steps", "role"},
     },
+    "policy server": {
+        "command": ["inference_server.py", "--seconds", "100"],
+        "runs": "serving the policy",
+        "summary": {"clients", "batches"},
+    },
     "demonstrations": {
         "command": ["rlpd_demos.py", "--seeds", "1", "--max_steps", "100000", *RLPD],
         "runs": "seed 0, with demonstrations",

@@ -116,6 +116,7 @@ def test_a_taken_port_is_named(running, broker_url):
         metrics.serve(0, "192.0.2.1")
 
 
+@pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning")
 def test_a_forked_child_leaves_the_port_to_its_parent(running, broker_url):
     server = running(ActionServer(CONFIG, None, None, broker=broker_url))
     port = server.serve_metrics(port=0)

@@ -11,6 +11,9 @@ from agentlace.data.jaxrl_data_store import make_default_trajectory_buffer
 
 from .support import Program
 
+# JAX warns of any fork once another test has imported it.
+pytestmark = pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning")
+
 PARENT = """
 import logging, multiprocessing, os, sys
 from agentlace import *
