@@ -32,11 +32,11 @@ def crowd(make_call, threads):
     worker.serve(round=round_)
 
 
-def ours(threads):
+def ours(threads, number=2):
     from agentlace import InferenceClient
 
     def make_call():
-        client = InferenceClient("localhost", 2, timeout_ms=1000 * TIMEOUT_S, strict=True)
+        client = InferenceClient("localhost", number, timeout_ms=1000 * TIMEOUT_S, strict=True)
         return lambda payload: client.call("echo", payload)
 
     crowd(make_call, threads)

@@ -28,9 +28,9 @@ def inference_server():
     worker.serve_beside(server.start)
 
 
-def policy_server(cost_ms, **settings):
+def policy_server(cost_ms, number=2, **settings):
     """Serve a policy whose cost is per call, whatever the size of the batch."""
-    server = InferenceServer(2)
+    server = InferenceServer(number)
 
     def policy(payload):
         time.sleep(cost_ms / 1000)

@@ -14,12 +14,14 @@ MANY = 64
 PLAIN, BATCHED, TWO = f"{US}, one by one", f"{US}, batched", f"{US}, batched, 2 servers"
 
 
-def _start(servers, **settings):
+def _start(servers, number=2, **settings):
+    """Return a starter of servers with a number of their own: those of one would share calls."""
+
     def start(stage):
         stage.broker()
         for _ in range(servers):
-            stage.program("ours_calls", "policy_server", cost_ms=COST_MS, **settings)
-        return {}
+            stage.program("ours_calls", "policy_server", cost_ms=COST_MS, number=number, **settings)
+        return {"number": number}
 
     return start
 
@@ -58,9 +60,9 @@ CROWD = Row(
     title=f"a policy that takes {COST_MS:g} ms a call, as clients are added",
     metrics=(MICROSECONDS, RATE),
     contestants=(
-        Contestant(PLAIN, open_crowd(_start(1), "ours")),
-        Contestant(BATCHED, open_crowd(_start(1, batch=True, max_batch=MAX_BATCH), "ours")),
-        Contestant(TWO, open_crowd(_start(2, batch=True, max_batch=MAX_BATCH), "ours")),
+        Contestant(PLAIN, open_crowd(_start(1, 3), "ours")),
+        Contestant(BATCHED, open_crowd(_start(1, 4, batch=True, max_batch=MAX_BATCH), "ours")),
+        Contestant(TWO, open_crowd(_start(2, 5, batch=True, max_batch=MAX_BATCH), "ours")),
     ),
     cases=tuple(
         Case(f"{n} clients", {"clients": n, "size": SIZE}, _goals(n), rounds=2, x=n)
