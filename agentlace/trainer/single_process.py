@@ -13,6 +13,7 @@ from typing import Any
 from agentlace.codec import Signature
 from agentlace.errors import SchemaMismatch
 from agentlace.logs import Refrain, about
+from agentlace.service.measured import Measured
 from agentlace.telemetry import Telemetry
 from agentlace.trainer.checkpointer import Source
 from agentlace.trainer.checkpoints import Checkpoints, Networks
@@ -41,7 +42,7 @@ class _SharedStores(dict[str, Any]):
         """Do nothing: there is no stream to go on with."""
 
 
-class TrainerSMInterface(Pausable):
+class TrainerSMInterface(Measured, Pausable):
     """Stands for both TrainerServer and TrainerClient in one process with several threads.
 
     Both ends work on the same data store, so ``update`` has nothing to do. Thread-safe.
@@ -233,7 +234,8 @@ class TrainerSMInterface(Pausable):
         """Do nothing: there is nothing to start."""
 
     def stop(self) -> None:
-        """Do nothing: there is nothing to stop."""
+        """End what serves its numbers; there is nothing else to stop."""
+        self.telemetry.end()
 
     def __enter__(self) -> TrainerSMInterface:
         """Return it."""

@@ -114,7 +114,8 @@ class Cursor:
         try:
             self._channel.checked(self._channel.exchange([("MULTI",), *commands, ("EXEC",)]))
         except StoreFull as error:
-            text, fields = "consumer %r reads on unregistered: %s", about(keys.labels, error=error)
+            text = "consumer %r reads on unregistered: %s"
+            fields = about(self._keys.labels, error=error)
             log.warning(text, self._name, error, extra=fields)
             self.forget_what_was_published()
             return lost

@@ -111,7 +111,7 @@ def test_an_interruption_leaves_nothing(broker_url, keys, number):
         assert "the broker at" in process.stdout.readline()
         wait_until(keys, what="keys of a benchmark")
         process.send_signal(number)
-        assert process.wait(20) == 130
+        assert process.wait(20) == 130, process.stdout.read()
         assert "Traceback" not in process.stdout.read()
     finally:
         process.kill()
