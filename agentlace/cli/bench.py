@@ -6,7 +6,7 @@ import contextlib
 import json
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Annotated
 
@@ -46,8 +46,9 @@ def bench(
     left out, and then the exit status is 1.
     """
     url = options.broker_url(broker, namespace)
-    with _interrupted_by_sigterm(), Bench(url, seconds / len(MEASURES)) as made:
-        found = list(rows(made)) if as_json else _shown(url, made)
+    with _interrupts() as check, Bench(url, seconds / len(MEASURES)) as made:
+        found = list(rows(made, lambda _: check())) if as_json else _shown(url, made, check)
+        check()
         if as_json:
             told = {"broker": str(url), "over": made.where(), "rows": [asdict(r) for r in found]}
             typer.echo(json.dumps(told, indent=2))
@@ -56,16 +57,31 @@ def bench(
 
 
 @contextlib.contextmanager
-def _interrupted_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM be as a Ctrl-C, so that what was made is removed."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _interrupts() -> Iterator[Callable[[], None]]:
+    """Let SIGTERM be as a Ctrl-C, so that what was made is removed.
+
+    Gives a function that raises KeyboardInterrupt if one came and got lost: Python swallows what
+    is raised while an object is being finalised.
+    """
+    numbers, came = (signal.SIGINT, signal.SIGTERM), []
+
+    def interrupt(number: int, _: object) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if came:
+            raise KeyboardInterrupt
+
+    before = [signal.signal(number, interrupt) for number in numbers]
     try:
-        yield
+        yield check
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
-def _shown(url: BrokerURL, made: Bench) -> list[Row]:
+def _shown(url: BrokerURL, made: Bench, check: Callable[[], None]) -> list[Row]:
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True, markup=False)
@@ -73,7 +89,12 @@ def _shown(url: BrokerURL, made: Bench) -> list[Row]:
     console.print(f"{'':{NAME_WIDTH}} {'median':>9} {'p99':>9} {'rate':>22}   usual")
     found = []
     with console.status("") as status:
-        for row in rows(made, lambda name: status.update(f"measures {name} …")):
+
+        def begin(name: str) -> None:
+            check()
+            status.update(f"measures {name} …")
+
+        for row in rows(made, begin):
             console.print(_line(row))
             found.append(row)
     console.print(HINT)
