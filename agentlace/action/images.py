@@ -28,7 +28,7 @@ from agentlace.telemetry import Sample
 
 log = logging.getLogger(__name__)
 
-Sizes = Mapping[str, "Resize | tuple[int, int]"]
+Sizes = Mapping[str, Resize | tuple[int, int]]
 """By the place of an image, ``(height, width)`` in pixels, or a :class:`Resize`."""
 
 
