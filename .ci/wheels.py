@@ -138,6 +138,7 @@ def interpreter(version: str) -> Path | None:
     found = shutil.which(f"python{version}")
     candidates = [
         *sorted(pyenv.glob(f"{version}.*/bin/python{version}")),
+        *sorted(Path(sys.base_prefix).parent.glob(f"{version}.*/bin/python{version}")),
         *([found] if found else []),
     ]
     for candidate in candidates:
