@@ -104,5 +104,6 @@ class Refrain:
 
     def reset(self) -> None:
         """Say the next one at once, after a success."""
-        self._said.clear()
-        self._unsaid.clear()
+        if self._said or self._unsaid:
+            self._said.clear()
+            self._unsaid.clear()

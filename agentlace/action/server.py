@@ -67,8 +67,12 @@ class ActionServer(PublishingServer):
             check_known([name], self.config.action_keys, "action")
         if self._lease.holder is not None:
             self._lease.check(self._caller(), name)
-        with self._handling, self._watchdog or contextlib.nullcontext():
-            return callback(name, payload)
+        watchdog = self._watchdog
+        with self._handling:
+            if watchdog is None:
+                return callback(name, payload)
+            with watchdog:
+                return callback(name, payload)
 
     def _caller(self) -> bytes:
         return b"" if self._requests is None else self._requests.caller

@@ -207,7 +207,8 @@ class Client(Measured):
             Closed: it was stopped, or made by the parent of this process.
             ConfigMismatch: the server was restarted with another config.
         """
-        check_process(self._made_in, f"this client of {self._keys.name}")
+        if self._made_in != process_number():
+            check_process(self._made_in, f"this client of {self._keys.name}")
         if self._stopping.is_set():
             raise Closed(f"this client of {self._keys.name} was stopped")
         if self._mismatch is not None:

@@ -18,22 +18,18 @@ class Clock:
     has the service's keys: both ends of a service talk to it.
 
     Attributes:
+        is_measured: whether the offset is known.
         error_ms: how far off the offset may be, plus the drift since it was measured.
     """
 
     def __init__(self) -> None:
-        self._offset_ms: float | None = None
+        self.is_measured = False
+        self._offset_ms = 0.0
         self._server: object = None
         self.error_ms = 0.0
 
-    @property
-    def is_measured(self) -> bool:
-        """Whether the offset is known."""
-        return self._offset_ms is not None
-
     def at_ms(self, moment_s: float) -> float:
         """Return the server's time in milliseconds since the epoch, at a monotonic time."""
-        assert self._offset_ms is not None
         return moment_s * 1000 + self._offset_ms
 
     def measure(self, channel: Channel) -> None:
@@ -46,6 +42,7 @@ class Clock:
             middle = (before + after) / 2
             measured.append((after - before, int(seconds) * 1000 + int(micros) / 1000 - middle))
         round_trip_ms, self._offset_ms = min(measured)
+        self.is_measured = True
         self.error_ms = round_trip_ms / 2
         self._server = channel.server
 

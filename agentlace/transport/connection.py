@@ -142,17 +142,16 @@ class Broker:
         It is at most :attr:`clock_error_ms` off, plus the drift since :meth:`measure_clock`. Of
         a cluster it is the time of the node that has the key ``home``.
         """
-        return self._measured_clock().at_ms(time.monotonic())
+        clock = self._clock
+        return clock.at_ms(time.monotonic()) if clock.is_measured else self.at_ms(time.monotonic())
 
     def at_ms(self, moment_s: float) -> float:
         """Return the broker's time, likewise, at a moment of this machine's monotonic clock."""
-        return self._measured_clock().at_ms(moment_s)
-
-    def _measured_clock(self) -> Clock:
-        if not self._clock.is_measured:
+        clock = self._clock
+        if not clock.is_measured:
             with contextlib.closing(self.channel(key=self._home)) as channel:
-                self._clock.measure(channel)
-        return self._clock
+                clock.measure(channel)
+        return clock.at_ms(moment_s)
 
     @property
     def clock_error_ms(self) -> float:

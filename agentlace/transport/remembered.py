@@ -35,7 +35,9 @@ class Remembered:
         """Keep a reply, and forget what is too much."""
         # The handler may change its arrays afterwards, so the reply is kept in bytes of its own.
         is_own = len(reply.parts) == 1 and type(reply.parts[0]) is bytes
-        replies = self.callers.setdefault(caller, OrderedDict())
+        replies = self.callers.get(caller)
+        if replies is None:
+            replies = self.callers[caller] = OrderedDict()
         replies[number] = reply if is_own else Frame([bytes(reply)], reply.nbytes)
         self.nbytes += reply.nbytes
         self.callers.move_to_end(caller)

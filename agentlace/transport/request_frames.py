@@ -99,8 +99,8 @@ class RequestReader:
 
     def read(self, data: Buffer, place: int) -> Request:
         """Return a request; raises DecodeError."""
-        call, (number, deadline_ms, caller, *_), payload = self._decoder.decode(data)
-        return Request(call, number, deadline_ms, caller, payload, place)
+        call, values, payload = self._decoder.decode(data)
+        return Request(call, values[0], values[1], values[2], payload, place)
 
 
 def failure(number: int, kind: str, message: str, status: str = "error") -> Frame:

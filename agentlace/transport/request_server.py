@@ -237,7 +237,7 @@ class RequestServer:
 
     def _respond(self, request: Request) -> Outgoing | None:
         call, number, deadline_ms, caller, payload, place = request
-        reply = self._remembered.find(caller, number)
+        reply = self._remembered.find(caller, number) if call.what in AT_MOST_ONCE else None
         if reply is None:
             if self._is_expired(request):
                 self._drop(place)
