@@ -99,7 +99,7 @@ PIP_QUIET := -qq $(PIP_SHOWN)
 
 # The pins reach the isolated build of the package itself only through the environment:
 # PIP_CONSTRAINT up to pip 25.2, PIP_BUILD_CONSTRAINT after.
-$(STAMP): pyproject.toml agentlace/_version.py broker/redis.conf broker/users.acl $(PINS) | python
+$(STAMP): pyproject.toml hatch_build.py agentlace/_native.c agentlace/_version.py broker/redis.conf broker/users.acl $(PINS) | python
 	@found=$$("$(BIN)/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null); \
 	if [ "$$found" != "$(VERSION)" ]; then \
 		echo "==> making $(VENV) with Python $(VERSION)"; \

@@ -23,6 +23,8 @@ LAYERS = {
     "files": 0,
     "image_codecs": 0,
     "logs": 0,
+    "_native": -1,
+    "native": 0,
     "progress": 0,
     "reports": 0,
     "wording": 0,

@@ -12,13 +12,14 @@ Whatever is of no structure that can be remembered goes the long way, as its own
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 from zlib import crc32
 
 import msgpack
 import numpy as np
 
+from agentlace import native
 from agentlace.codec.dtypes import dtype_name
 from agentlace.codec.frame import (
     LENGTHS,
@@ -57,11 +58,22 @@ MISSES = 16
 
 CODES = {bool: "?", int: "q", float: "d"}
 """How :mod:`struct` calls Python's own numbers; a numpy scalar's code is its dtype's name."""
-_NUMBER, _SCALAR, _ITEMS, _CONSTANT = "number", "scalar", "items", "constant"
+NUMBER, SCALAR, ARRAY, DICT, ITEMS, CONSTANT = range(6)
+"""Kinds of plans, here and at the receiving end; ``_native.c`` knows them by these numbers."""
 _UINT8 = np.dtype(np.uint8)
 
 Plan = tuple[Any, ...]
-"""What a value is: its type, which kind of plan (or an array's dtype, a dict's items), more."""
+"""What a value is: the kind of plan, the value's type, and what that kind has beside them:
+
+======== ======================================================================
+NUMBER   nothing
+SCALAR   size in bytes
+ARRAY    dtype, shape, offset in the frame, size in bytes, how to get its bytes
+DICT     (key, plan) of each item
+ITEMS    the plan of each item
+CONSTANT what it is equal to
+======== ======================================================================
+"""
 
 
 class _Other(Exception):
@@ -92,6 +104,11 @@ class StampedEncoder:
         """
         structure = self._structure
         if structure is not None:
+            if structure.layout is not None and native.frame is not None:
+                made = native.frame(structure.layout, stamp, tree)
+                if made is not None:
+                    self._misses = 0
+                    return Frame([made], structure.nbytes)
             try:
                 frame = structure.frame(stamp, tree)
                 self._misses = 0
@@ -131,11 +148,16 @@ def _header(kind: str, meta: Mapping[str, Any], encoder: TreeEncoder, packed: by
 
 
 class _Structure:
-    """What the frames of one structure have in common."""
+    """What the frames of one structure have in common.
+
+    Attributes:
+        nbytes: of each frame.
+        layout: what the compiled function needs to know; None without one, or for a large frame.
+    """
 
     def __init__(self, kind: str, meta: Mapping[str, Any], stamp: str, tree: Any) -> None:
         learner, encoder = _Learner(stamp), TreeEncoder()
-        self._plan, described = learner.learn(tree)
+        plan, described = learner.learn(tree)
         self._numbers = struct.Struct(learner.format)
         own = Column(_UINT8, (self._numbers.size,), [])
         header = _header(kind, meta, encoder, encoder.pack([own, described]))
@@ -143,11 +165,13 @@ class _Structure:
             raise _Other
         leaves = [[name, list(shape)] for name, shape in encoder.leaves]
         end = PREFIX_BYTES + len(header)
-        pads = []
+        pads, places = [], []
         for *_, offset, nbytes in places_of(leaves, end, MAX_FRAME_BYTES):
             pads.append(ZEROS[: offset - end])
+            places.append((offset, nbytes))
             end = offset + nbytes
-        self._nbytes = end
+        self._plan = _placed(plan, iter(places[1:]))
+        self.nbytes = end
         self._is_whole = end <= WHOLE_CRC_BYTES
         start = LENGTHS.pack(len(header), end) + header
         if not self._is_whole:
@@ -155,6 +179,14 @@ class _Structure:
         self._parts: list[Any] = [start + pads[0], b""]
         for pad in pads[1:]:
             self._parts += (pad, b"")
+        self.layout = self._layout(stamp[1:], places) if self._is_whole else None
+
+    def _layout(self, stamp: str, places: list[tuple[int, int]]) -> tuple[Any, ...]:
+        template = bytearray(self.nbytes)
+        START.pack_into(template, 0, b"AL", PROTOCOL_VERSION, 1, 0)
+        template[START.size : START.size + len(self._parts[0])] = self._parts[0]
+        at, size = places[0]
+        return bytes(template), at, at + size, stamp, self._plan
 
     def frame(self, stamp: tuple[Any, ...], tree: Any) -> Frame:
         """Return a tree's frame; raises _Other, struct.error or one of REFUSALS."""
@@ -167,8 +199,8 @@ class _Structure:
             parts[3::2] = leaves
         if self._is_whole:
             body = b"".join(parts)
-            return Frame([START.pack(b"AL", PROTOCOL_VERSION, 1, crc32(body)) + body], self._nbytes)
-        return Frame([b"".join(parts[:3]), *parts[3:]], self._nbytes)
+            return Frame([START.pack(b"AL", PROTOCOL_VERSION, 1, crc32(body)) + body], self.nbytes)
+        return Frame([b"".join(parts[:3]), *parts[3:]], self.nbytes)
 
 
 class _Learner:
@@ -192,25 +224,24 @@ class _Learner:
             if not value.nbytes or value.ndim > MAX_NDIM:
                 raise _Other
             copied = np.ndarray.tobytes if value.nbytes < REFER_BYTES else raw_bytes
-            plan = (np.ndarray, value.dtype, value.shape, copied)
-            return plan, Column(value.dtype, value.shape, [])
+            array: Plan = (ARRAY, np.ndarray, value.dtype, value.shape, 0, 0, copied)
+            return array, Column(value.dtype, value.shape, [])
         if kind in CODES:
-            return (kind, _NUMBER), self._number(CODES[kind], CODES[kind])
+            return (NUMBER, kind), self._number(CODES[kind], CODES[kind])
         if isinstance(value, np.generic):
             _check_plain(value.dtype)
-            name = dtype_name(value.dtype)
-            return (kind, _SCALAR), self._number(name, f"{value.dtype.itemsize}s")
+            size = value.dtype.itemsize
+            return (SCALAR, kind, size), self._number(dtype_name(value.dtype), f"{size}s")
         if kind is dict and all(type(key) is str for key in value):
-            learnt = [self.learn(item, depth + 1) for item in value.values()]
-            plans = [(key, plan) for key, (plan, _) in zip(value, learnt, strict=True)]
-            described = {key: item for key, (_, item) in zip(value, learnt, strict=True)}
-            return (dict, plans, len(plans)), described
+            learnt = {key: self.learn(item, depth + 1) for key, item in value.items()}
+            plan = (DICT, dict, tuple((key, inner) for key, (inner, _) in learnt.items()))
+            return plan, {key: item for key, (_, item) in learnt.items()}
         if kind is list or kind is tuple:
-            learnt = [self.learn(item, depth + 1) for item in value]
-            return (kind, _ITEMS, [p for p, _ in learnt]), kind([item for _, item in learnt])
+            items = [self.learn(item, depth + 1) for item in value]
+            return (ITEMS, kind, tuple(p for p, _ in items)), kind([item for _, item in items])
         if value is None or kind is str or kind is bytes or (kind is set and _are_texts(value)):
             constant = set(value) if kind is set else value  # the caller's may change
-            return (kind, _CONSTANT, constant), value
+            return (CONSTANT, kind, constant), value
         raise _Other
 
     def _number(self, what: Any, code: str) -> Any:
@@ -219,6 +250,18 @@ class _Learner:
             raise _Other
         where, self.format = struct.calcsize(self.format), self.format + code
         return [PACKED[Mark.NUMBER], what, where]
+
+
+def _placed(plan: Plan, places: Iterator[tuple[int, int]]) -> Plan:
+    """Return a plan whose arrays have their places."""
+    kind = plan[0]
+    if kind == ARRAY:
+        return (*plan[:4], *next(places), plan[6])
+    if kind == DICT:
+        return (DICT, dict, tuple((key, _placed(inner, places)) for key, inner in plan[2]))
+    if kind == ITEMS:
+        return (ITEMS, plan[1], tuple(_placed(inner, places) for inner in plan[2]))
+    return plan
 
 
 def _check_plain(dtype: np.dtype[Any]) -> None:
@@ -232,28 +275,29 @@ def _are_texts(value: set[Any]) -> bool:
 
 def _take(plan: Plan, value: Any, numbers: list[Any], leaves: list[Buffer]) -> None:
     """Append a value's numbers and its arrays' bytes; raises _Other if it is something else."""
-    kind, what = plan[0], plan[1]
-    if type(value) is not kind:
+    kind = plan[0]
+    if type(value) is not plan[1]:
         raise _Other
-    if kind is np.ndarray:
-        if value.shape != plan[2] or (value.dtype is not what and value.dtype != what):
+    if kind == ARRAY:
+        if value.shape != plan[3] or (value.dtype is not plan[2] and value.dtype != plan[2]):
             raise _Other
-        leaves.append(plan[3](value))
-    elif kind is dict:
-        if len(value) != plan[2]:
+        leaves.append(plan[6](value))
+    elif kind == DICT:
+        items = plan[2]
+        if len(value) != len(items):
             raise _Other
-        for (key, inner), (found, item) in zip(what, value.items()):  # noqa: B905
+        for (key, inner), (found, item) in zip(items, value.items()):  # noqa: B905
             if found is not key and (type(found) is not str or found != key):
                 raise _Other
             _take(inner, item, numbers, leaves)
-    elif what is _NUMBER:
+    elif kind == NUMBER:
         numbers.append(value)
-    elif what is _SCALAR:
+    elif kind == SCALAR:
         numbers.append(value.tobytes())
-    elif what is _ITEMS:
+    elif kind == ITEMS:
         if len(value) != len(plan[2]):
             raise _Other
         for inner, item in zip(plan[2], value, strict=True):
             _take(inner, item, numbers, leaves)
-    elif value != plan[2] or (kind is set and not _are_texts(value)):
+    elif value != plan[2] or (plan[1] is set and not _are_texts(value)):
         raise _Other

@@ -5,10 +5,12 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from agentlace import native
 from agentlace.codec.dtypes import dtype_of
 from agentlace.codec.frame import (
     CRC_AT,
@@ -21,7 +23,16 @@ from agentlace.codec.frame import (
     opened,
     places_of,
 )
-from agentlace.codec.stamped import CODES, HEADER_BYTES
+from agentlace.codec.stamped import (
+    ARRAY,
+    CODES,
+    CONSTANT,
+    DICT,
+    HEADER_BYTES,
+    ITEMS,
+    NUMBER,
+    SCALAR,
+)
 from agentlace.codec.tree import Buffer, Mark, TreeDecoder, decode_scalar, unpack
 from agentlace.errors import DecodeError, MissingExtra
 
@@ -33,6 +44,18 @@ _PLANNED = frozenset({Mark.TUPLE, Mark.SET, Mark.NUMBER})
 _CONSTANTS = frozenset({type(None), bool, int, float, str, bytes})
 
 Array = np.ndarray[Any, Any]
+Plan = tuple[Any, ...]
+"""What to make a value of: the kind of plan, and what that kind has beside it:
+
+======== ========================================================
+NUMBER   which of the stamp's values
+SCALAR   which of the stamp's values, and what makes a scalar of it
+ARRAY    dtype, shape, offset in the frame
+DICT     (key, plan) of each item
+ITEMS    list or tuple, the plan of each item
+CONSTANT the value; of a set a copy
+======== ========================================================
+"""
 
 
 class _Other(Exception):
@@ -48,15 +71,19 @@ class _Known(NamedTuple):
 
     Attributes:
         start: what is before them: with the checksum, if it is of no more than they are.
+        format: of the stamp, with the tree's numbers, without a byte order; ``values`` of them.
+        where: its offset in the frame.
     """
 
     nbytes: int
     start: bytes
     about: Any
-    stamp: struct.Struct
+    format: str
+    values: int
     where: int
     has_arrays: bool
-    plan: Any
+    plan: Plan
+    stamp: struct.Struct
 
 
 class StampedDecoder:
@@ -82,6 +109,8 @@ class StampedDecoder:
             DecodeError: truncated, damaged, of another kind, or without a stamp.
             MissingExtra: it holds a value of a library that is not installed here.
         """
+        if native.opened is not None:
+            return native.opened(self._known, data) or self._decode(data)
         if len(data) < PREFIX_BYTES:
             raise DecodeError(f"a frame of {len(data)} bytes is truncated")
         crc, header_bytes = _CRC_AND_LENGTH.unpack_from(data, CRC_AT)
@@ -90,7 +119,7 @@ class StampedDecoder:
         known = self._known.get(bytes(data[CRC_END : PREFIX_BYTES + header_bytes]))
         if known is None:
             return self._decode(data)
-        nbytes, start, about, stamp, where, has_arrays, plan = known
+        nbytes, start, about, _, _, where, has_arrays, plan, stamp = known
         view = memoryview(data)
         # What was remembered has passed every check: only what may differ is looked at.
         sound = view[: len(start)] == start and nbytes == len(view)
@@ -138,8 +167,10 @@ class StampedDecoder:
             self._left = KNOWN_BYTES - len(header)
         start = bytes(view[: CRC_AT if len(view) <= WHOLE_CRC_BYTES else CRC_END])
         known = bytes(view[CRC_END : PREFIX_BYTES + len(header)])
-        stamp, has_arrays = struct.Struct(planner.format), len(places) > 1
-        self._known[known] = _Known(len(view), start, about, stamp, own.offset, has_arrays, plan)
+        self._known[known] = _Known(
+            *(len(view), start, about, planner.format[1:], planner.count, own.offset),
+            *(len(places) > 1, plan, struct.Struct(planner.format)),
+        )
 
 
 def stamp_in(data: Buffer, stamp: str) -> tuple[Any, ...]:
@@ -201,23 +232,18 @@ class _Number(NamedTuple):
     dtype: np.dtype[Any] | None
 
 
-class _Constant(NamedTuple):
-    """A value that is the same in all frames of a structure."""
-
-    value: Any
-
-
 class _Planner(TreeDecoder):
     """Decodes a tree of places instead of one of values.
 
     Attributes:
-        format: of the stamp, with the tree's numbers.
+        format: of the stamp, with the tree's numbers,
+        count: and how many values that are.
     """
 
     def __init__(self, places: list[_Place], stamp: struct.Struct) -> None:
         super().__init__(places)  # type: ignore[arg-type]
         self.format = stamp.format
-        self._count = len(stamp.unpack(bytes(stamp.size)))
+        self.count = len(stamp.unpack(bytes(stamp.size)))
 
     def _list(self, items: list[Any]) -> Any:
         if items and type(items[0]) is Mark and items[0] not in _PLANNED:
@@ -229,41 +255,43 @@ class _Planner(TreeDecoder):
             raise _Other
         code = _code_of(what)
         self.format += code
-        self._count += 1
-        return _Number(self._count - 1, None if what == code else dtype_of(what))
+        self.count += 1
+        return _Number(self.count - 1, None if what == code else dtype_of(what))
 
 
-def _checked_plan(plan: Any) -> Any:
+def _checked_plan(plan: Any) -> Plan:
     """Return a plan as :func:`_built` takes it; raises _Other if it is none to be remembered."""
     kind = type(plan)
     if kind in _CONSTANTS:
-        return _Constant(plan)
+        return (CONSTANT, plan)
     if kind is _Place:
         if not plan.dtype.itemsize or 0 in plan.shape:
             raise _Other
-        return plan._replace(shape=tuple(plan.shape))
+        return (ARRAY, plan.dtype, tuple(plan.shape), plan.offset)
     if kind is _Number:
-        return plan
+        if plan.dtype is None:
+            return (NUMBER, plan.at)
+        return (SCALAR, plan.at, partial(decode_scalar, plan.dtype))
     if kind is dict and all(type(key) in _CONSTANTS for key in plan):
-        return {key: _checked_plan(item) for key, item in plan.items()}
+        return (DICT, tuple((key, _checked_plan(item)) for key, item in plan.items()))
     if kind is list or kind is tuple:
-        return kind([_checked_plan(item) for item in plan])
+        return (ITEMS, kind, tuple(_checked_plan(item) for item in plan))
     if kind is set and all(type(item) in _CONSTANTS for item in plan):
-        return _Constant(plan)
+        return (CONSTANT, plan)
     raise _Other
 
 
-def _built(plan: Any, memory: Any, values: tuple[Any, ...]) -> Any:
+def _built(plan: Plan, memory: Any, values: tuple[Any, ...]) -> Any:
     """Make a value of a frame's memory and its stamp's values."""
-    kind = type(plan)
-    if kind is _Place:
-        return np.ndarray(plan[1], plan[0], memory, plan[2])
-    if kind is dict:
-        return {key: _built(item, memory, values) for key, item in plan.items()}
-    if kind is _Number:
-        at, dtype = plan
-        return values[at] if dtype is None else decode_scalar(dtype, values[at])
-    if kind is _Constant:
-        (value,) = plan
-        return set(value) if type(value) is set else value
-    return kind([_built(item, memory, values) for item in plan])
+    kind = plan[0]
+    if kind == ARRAY:
+        return np.ndarray(plan[2], plan[1], memory, plan[3])
+    if kind == DICT:
+        return {key: _built(item, memory, values) for key, item in plan[1]}
+    if kind == NUMBER:
+        return values[plan[1]]
+    if kind == SCALAR:
+        return plan[2](values[plan[1]])
+    if kind == CONSTANT:
+        return set(plan[1]) if type(plan[1]) is set else plan[1]
+    return plan[1]([_built(item, memory, values) for item in plan[2]])

@@ -41,9 +41,9 @@ class Channel:
     Only :meth:`unblock`, :meth:`interrupt` and :meth:`close` may be called from other threads.
 
     Attributes:
-        timeout_s: how long a read or write may take before the connection counts as lost, where
-            a call does not say otherwise.
+        timeout_s: how long a read or write may take before the connection counts as lost.
         connect_timeout_s: the same for an attempt to connect.
+        spins: whether answers are looked for before sleeping (:mod:`agentlace.transport.spin`).
     """
 
     slice_s = SLICE_S
@@ -54,6 +54,7 @@ class Channel:
         self.broker = broker
         self.connect_timeout_s = connect_timeout_s
         self.timeout_s = connect_timeout_s
+        self.spins = False
         self.connects = 0
         self.connected_s = 0.0
         self._link: Link | None = None
@@ -80,8 +81,7 @@ class Channel:
     @property
     def server(self) -> Address | None:
         """Return the address of the server at the other end, None while there is none."""
-        link = self._link
-        return None if link is None else link.address
+        return None if (link := self._link) is None else link.address
 
     @property
     def home(self) -> str:
@@ -122,8 +122,7 @@ class Channel:
         """Send commands in one write and return their replies; refusals are returned, not raised.
 
         Args:
-            commands: each a sequence of arguments.
-            timeout_s: as the attribute.
+            timeout_s: in place of the attribute.
 
         Raises:
             BrokerUnreachable: no connection, or it was lost; the commands may have been executed.
@@ -267,6 +266,7 @@ class Channel:
         with self._guard:
             if self._interrupts == interrupts:
                 self._link, self._owed = link, 0
+                link.spins = self.spins
                 self.connected_s = time.monotonic()
                 self.connects += 1
                 return

@@ -19,11 +19,10 @@ class Envelope:
     Attributes:
         head: how the pop's answer begins, up to its value's size, if it popped anything.
         replies: so many replies come.
-        least_bytes: they have no fewer bytes than this.
         before: what is sent before the frame and its size,
         after: and what after it.
-        usual: how the replies began the last time, up to the value that was popped,
-        usual_bytes: and how many bytes they had.
+        expected: the fewest bytes of all replies together; how they began the last time, up to the
+            value that was popped; and how many bytes they had then.
     """
 
     def __init__(self, before: Sequence[str], between: Sequence[Command], pop: Command) -> None:
@@ -34,9 +33,8 @@ class Envelope:
         is_plain = pop[0] == "BLMOVE"  # a BLPOP's value comes with its key
         self.head = b"$" if is_plain else b"*2\r\n%b$" % packed_text(str(pop[1]))
         self.replies = 1 + len(self._rest)
-        self.least_bytes = len(b":1\r\n") * len(self._rest) + len(b"*-1\r\n")
-        self.usual = b""
-        self.usual_bytes = -1
+        least_bytes = len(b":1\r\n") * len(self._rest) + len(b"*-1\r\n")
+        self.expected = (least_bytes, b"", -1)
 
     def commands(self, frame: Frame) -> list[Command]:
         """Return the commands, the frame in its place."""

@@ -8,14 +8,17 @@ import os
 import select
 import socket
 import struct
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from agentlace import native
 from agentlace.codec import Frame
 from agentlace.forks import process_number
 from agentlace.transport import resp
 from agentlace.transport.envelope import Envelope
-from agentlace.transport.resp import JOIN_BYTES, Buffer
+from agentlace.transport.resp import Buffer
+from agentlace.transport.spin import SPIN_S, SPIN_US, spin
 
 STEP_S = 0.25
 LEAST_S = 0.5
@@ -31,6 +34,9 @@ def in_steps(seconds: float) -> float:
 
 class Link:
     """A connection that stands.
+
+    Attributes:
+        spins: whether its answers are looked for before sleeping, while they are quick.
 
     On a plain socket the kernel keeps the time of each read and write (SO_RCVTIMEO): with a
     timeout of Python's, each would cost a poll beside the call itself.
@@ -53,6 +59,8 @@ class Link:
         self.is_plain = type(sock) is socket.socket and os.name == "posix"
         # With TCP, a read that has taken the first bytes is not woken by the rest if that is less.
         self._waits_for_more = self.is_plain and sock.family == socket.AF_UNIX
+        self.spins = False
+        self._is_prompt = False
         self._limit_s: float | None = None
         self._least = 1
         if self.is_plain:
@@ -67,18 +75,26 @@ class Link:
         Returns:
             None if anything else has come, or not so much yet; then nothing was read.
         """
-        if timeout_s != self._limit_s or envelope.least_bytes != self._least:
-            self.limit(timeout_s, envelope.least_bytes)
-        parts, nbytes = frame
-        reader = self.reader
-        if nbytes > JOIN_BYTES or len(parts) != 1 or not self.is_plain or reader.has_data:
-            resp.write(self.sock, envelope.packed(frame))
+        least = envelope.expected[0]
+        if timeout_s != self._limit_s or least != self._least:
+            self.limit(timeout_s, least)
+        reader, begin = self.reader, time.perf_counter()
+        micros = SPIN_US if self._is_prompt else 0
+        direct = native.trade if self.is_plain and not reader.has_data else None
+        if direct is not None and len(frame.parts) <= native.MAX_PARTS:
+            room, fd = reader.room, self.sock.fileno()
+            popped = direct(
+                fd, envelope.before, *frame, envelope.after, room, micros, *envelope.expected
+            )
+            if type(popped) is not bytearray:
+                reader.took(popped)
+                popped = reader.popped(envelope)
         else:
-            data = b"".join((envelope.before, b"$%d\r\n" % nbytes, parts[0], envelope.after))
-            sent = self.sock.send(data)
-            if sent < len(data):
-                self.sock.sendall(data[sent:])
-        popped: Buffer | None = reader.popped(envelope)
+            resp.write(self.sock, envelope.packed(frame))
+            if micros and not reader.has_data:
+                spin(self.sock.fileno(), least, micros)
+            popped = reader.popped(envelope)
+        self._is_prompt = self.spins and time.perf_counter() - begin < SPIN_S
         return popped
 
     def limit(self, timeout_s: float, least: int = 0) -> None:
@@ -117,11 +133,16 @@ class Link:
 
     def _filled(self, timeout_s: float) -> bool:
         """Receive what comes next, as a read would anyway: one system call, not two."""
+        begin = time.perf_counter()
         try:
             self.limit(timeout_s, 1)
+            if self._is_prompt:
+                spin(self.sock.fileno(), 1, SPIN_US)
             self.reader.fill()
         except BlockingIOError:
             return False
+        finally:
+            self._is_prompt = self.spins and time.perf_counter() - begin < SPIN_S
         return True
 
     def shutdown(self) -> None:

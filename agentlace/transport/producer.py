@@ -73,6 +73,7 @@ class Producer:
         stores: Callable[[], int] = lambda: 1,
     ) -> None:
         self._channel = channel = channel.at(keys.prefix)
+        channel.spins = True
         self._keys = keys
         self._actor = actor
         self._stream = keys.stream(actor)

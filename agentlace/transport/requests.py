@@ -103,6 +103,7 @@ class RequestClient:
         self.caller = family[:FAMILY_BYTES] + uuid.uuid4().bytes[len(family[:FAMILY_BYTES]) :]
         self._reply_key = keys.reply(self.caller.hex())
         self._channel = broker.channel(key=keys.prefix)
+        self._channel.spins = True
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._numbers = itertools.count(secrets.randbits(62))

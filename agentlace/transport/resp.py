@@ -154,6 +154,15 @@ class ReplyReader:
         """Whether bytes of the next reply were already received."""
         return self._start < self._end
 
+    @property
+    def room(self) -> memoryview:
+        """Return where somebody else may receive into for it, while it has no data."""
+        return self._glance if self._expects_large else self._view
+
+    def took(self, count: int) -> None:
+        """Take note that so many bytes were received into :attr:`room`; raises OSError if none."""
+        self._start, self._end = 0, self._received(count)
+
     def read(self, depth: int = 0) -> Reply:
         """Return the next reply; errors of the server are returned, not raised.
 
@@ -236,9 +245,10 @@ class ReplyReader:
             self._start = 0
             glance = self._glance if self._expects_large else self._view
             self._end = end = self._sock.recv_into(glance)
-            if end == envelope.usual_bytes and self._buffer.startswith(envelope.usual):
+            _, usual, usual_bytes = envelope.expected
+            if end == usual_bytes and self._buffer.startswith(usual):
                 self._start = end
-                return self._buffer[len(envelope.usual) : end - 2]
+                return self._buffer[len(usual) : end - 2]
             self._received(end)
         size = self._size_of_popped(envelope)
         return None if size is None else self._own_bulk(size)
@@ -259,7 +269,8 @@ class ReplyReader:
         if size < 0:
             return None
         if self._start == 0:
-            envelope.usual, envelope.usual_bytes = bytes(buffer[: stop + 2]), stop + size + 4
+            least = envelope.expected[0]
+            envelope.expected = least, bytes(buffer[: stop + 2]), stop + size + 4
         self._expects_large = size > READ_BYTES // 2
         self._start = stop + 2
         return size

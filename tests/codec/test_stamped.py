@@ -2,6 +2,7 @@
 
 import math
 import struct
+import sys
 
 import msgpack
 import numpy as np
@@ -10,6 +11,7 @@ from codec_trees import MEBI, assert_same, leaf, memory_below, properties, trees
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agentlace import native
 from agentlace.codec import StampedDecoder, StampedEncoder, decode, encode, encode_stamped
 from agentlace.codec import frame as frame_module
 from agentlace.codec import stamped as stamped_module
@@ -21,6 +23,18 @@ from agentlace.errors import DecodeError, EncodeError
 META = {"what": "act", "name": "step"}
 STAMP = (7, 2.5)
 NUMBER = msgpack.ExtType(int(Mark.NUMBER), b"")
+
+
+@pytest.fixture(scope="module", autouse=True, params=["compiled", "pure"])
+def way(request):
+    """All of it holds for the compiled functions and for what takes their place."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "pure":
+            patch.setattr(native, "frame", None)
+            patch.setattr(native, "opened", None)
+        elif native.frame is None:
+            pytest.skip("there is no compiled module here: no compiler, or AGENTLACE_PURE=1")
+        yield request.param
 
 
 def ends():
@@ -261,3 +275,54 @@ def test_numbers_at_other_places_are_read_where_they_are(tree, expected):
     for _ in range(2):
         assert_same(decoder.decode(bytes(frame))[2], expected)
     assert not decoder._known
+
+
+@properties(150)
+@given(st.lists(trees, min_size=1, max_size=3), st.lists(st.integers(0, 2), max_size=6))
+def test_both_ways_make_the_same_frames(way, found, order):
+    if way == "pure":
+        return  # they are compared once
+    mine, theirs = ends()[0], ends()[0]
+    for number in order:
+        tree = found[number % len(found)]
+        frame = bytes(mine.encode((number, 0.5), tree))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(native, "frame", None)
+            assert bytes(theirs.encode((number, 0.5), tree)) == frame
+
+
+def test_nothing_is_kept_of_what_has_passed():
+    encoder, decoder = ends()
+    tree = action(1)
+    counted = [*tree.values(), tree["pose"].dtype, *tree["numbers"], *tree]
+
+    def exchange():
+        for _ in range(1000):
+            decoder.decode(bytearray(bytes(encoder.encode(STAMP, tree))))
+            decoder.decode(bytes(encoder.encode(STAMP, tree)))
+            encoder.encode(STAMP, {**tree, "big": tree["big"][:, ::-1]})
+
+    exchange()
+    before = [sys.getrefcount(item) for item in counted]
+    exchange()
+    grown = [sys.getrefcount(item) - count for item, count in zip(counted, before, strict=True)]
+    assert max(grown) < 100
+
+
+@pytest.mark.parametrize("big", [np.zeros((300, 3), ">i2").T, np.zeros((3, 600), ">i2")[:, ::2]])
+def test_arrays_that_are_not_contiguous(big):
+    encoder, decoder = ends()
+    big[:] = np.arange(900).reshape(3, 300)
+    for i in range(3):
+        sent(encoder, decoder, {**action(i), "big": big})
+
+
+@pytest.mark.parametrize(
+    "stamp", [(1,), (1, 2.0, 3), ("1", 2.0), (-1, 2.0), (1, "2"), (1 << 64, 0.0)]
+)
+def test_a_stamp_of_another_form_is_refused(stamp):
+    encoder, _ = ends()
+    encoder.encode(STAMP, action(1))
+    with pytest.raises((struct.error, TypeError, EncodeError)):
+        encoder.encode(stamp, action(1))
+    encoder.encode(STAMP, action(1))

@@ -1,12 +1,245 @@
 """What a connection's socket is told to do."""
 
+import contextlib
+import os
+import signal
 import socket
 import threading
 
+import pytest
+
+from agentlace import native
+from agentlace.codec import Frame
+from agentlace.transport import link as link_module
+from agentlace.transport import spin as spin_module
+from agentlace.transport.envelope import Envelope
 from agentlace.transport.link import Link
 from agentlace.transport.resp import ReplyReader
 
 LONG_S = 60.0
+
+
+@pytest.fixture(autouse=True, params=["compiled", "pure"])
+def way(request, monkeypatch):
+    """All of it holds for the compiled functions and for what takes their place."""
+    if request.param == "pure":
+        monkeypatch.setattr(native, "trade", None)
+        monkeypatch.setattr(link_module, "spin", spin_module._spin)
+    elif native.trade is None:
+        pytest.skip("there is no compiled module here: no compiler, or AGENTLACE_PURE=1")
+    return request.param
+
+
+class Peer:
+    """The broker's end of a link."""
+
+    def __init__(self, sock):
+        self.sock = sock
+
+    def take(self, nbytes):
+        data = b""
+        while len(data) < nbytes:
+            data += self.sock.recv(nbytes - len(data))
+        return data
+
+
+def envelope():
+    return Envelope(("RPUSH", "requests"), (), ("BLPOP", "replies", "1"))
+
+
+def sent_with(frame):
+    return b"".join(map(bytes, envelope().packed(frame)))
+
+
+def popped(value, pushed=1):
+    return b":%d\r\n*2\r\n$7\r\nreplies\r\n$%d\r\n%b\r\n" % (pushed, len(value), value)
+
+
+@contextlib.contextmanager
+def linked():
+    mine, theirs = socket.socketpair(socket.AF_UNIX)
+    with mine, theirs:
+        link = Link(mine, ReplyReader(mine), None, mine.close)
+        link.spins = True
+        theirs.settimeout(LONG_S)
+        yield link, Peer(theirs)
+
+
+def frame_of(parts, size):
+    return Frame([os.urandom(size) for _ in range(parts)], parts * size)
+
+
+@pytest.mark.parametrize(
+    ("parts", "size"), [(1, 0), (1, 100), (3, 40_000), (64, 1000), (65, 1000), (200, 3000)]
+)
+@pytest.mark.parametrize("answer", [0, 1, 300, 30_000, 300_000])
+def test_what_is_traded_arrives_whole(parts, size, answer):
+    frame, value = frame_of(parts, size), os.urandom(answer)
+    wanted = sent_with(frame)
+    with linked() as (link, peer):
+        around = envelope()
+
+        def serve():
+            for _ in range(3):
+                assert peer.take(len(wanted)) == wanted
+                peer.sock.sendall(popped(value))
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        for _ in range(3):
+            got = link.trade(around, frame, LONG_S)
+            assert bytes(got) == value
+            assert not memoryview(got).readonly
+        thread.join(LONG_S)
+        assert not link.reader.has_data
+
+
+@pytest.mark.parametrize("first", [popped(b"xyz"), b""])
+@pytest.mark.parametrize(
+    ("answer", "replies"),
+    [
+        (b"-OOM no memory\r\n*-1\r\n", ["OOM", None]),
+        (b":1\r\n*-1\r\n", [1, None]),
+        (b":1\r\n-UNBLOCKED x\r\n", [1, "UNBLOCKED"]),
+    ],
+)
+def test_what_looks_otherwise_is_left_to_be_read(first, answer, replies):
+    frame, around = frame_of(1, 10), envelope()
+    with linked() as (link, peer):
+        if first:
+            peer.sock.sendall(first)
+            assert bytes(link.trade(around, frame, LONG_S)) == b"xyz"
+        peer.sock.sendall(answer)
+        assert link.trade(around, frame, LONG_S) is None
+        got = [link.reader.read() for _ in replies]
+        assert [getattr(reply, "code", reply) for reply in got] == replies
+
+
+def test_an_answer_that_comes_in_pieces():
+    frame, around, value = frame_of(1, 10), envelope(), b"v" * 100
+    whole = popped(value)
+    for cut in range(1, len(whole)):
+        with linked() as (link, peer):
+            peer.sock.sendall(whole[:cut])
+            rest = threading.Timer(0.001, peer.sock.sendall, [whole[cut:]])
+            rest.start()
+            link.limit(LONG_S, 1)
+            got = link.trade(around, frame, LONG_S)
+            if got is None:  # it had not all come: then it is read reply by reply
+                link.limit(LONG_S, 1)
+                assert link.reader.read() == 1
+                got = link.reader.read()[1]
+            assert bytes(got) == value
+            rest.join()
+
+
+def test_an_end_and_a_silence_are_told_apart():
+    frame, around = frame_of(1, 10), envelope()
+    with linked() as (link, peer):
+        with pytest.raises(BlockingIOError):
+            link.trade(around, frame, 0.05)
+        peer.sock.close()
+        with pytest.raises(ConnectionError):
+            link.trade(around, frame, LONG_S)
+
+
+def test_an_end_while_answers_were_quick():
+    frame, around = frame_of(1, 10), envelope()
+    with linked() as (link, peer):
+        link._is_prompt = True
+        peer.sock.shutdown(socket.SHUT_WR)
+        with pytest.raises(ConnectionError):
+            link.trade(around, frame, LONG_S)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_a_signal_interrupts_what_waits():
+    def interrupt(*_):
+        raise Interrupted
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with linked() as (link, _):
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            with pytest.raises(Interrupted):
+                link.trade(envelope(), frame_of(1, 10), LONG_S)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_signal_that_raises_nothing_interrupts_nothing():
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    try:
+        with linked() as (link, peer):
+            answer = threading.Timer(0.15, peer.sock.sendall, [popped(b"xyz")])
+            answer.start()
+            signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
+            assert bytes(link.trade(envelope(), frame_of(1, 10), LONG_S)) == b"xyz"
+            answer.join()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_closed_socket_is_an_error_and_not_somebody_elses_file():
+    with linked() as (link, _):
+        link.sock.close()
+        with pytest.raises(OSError):
+            link.trade(envelope(), frame_of(1, 10), LONG_S)
+
+
+@pytest.fixture
+def looks(monkeypatch):
+    """How often it was looked for an answer before sleeping."""
+    looked = []
+    real = link_module.spin
+    monkeypatch.setattr(link_module, "spin", lambda *args: (looked.append(args), real(*args)))
+    monkeypatch.setattr(native, "trade", None)
+    return looked
+
+
+def test_only_callers_whose_answers_are_quick_look_for_them(looks, monkeypatch):
+    frame, around = frame_of(1, 10), envelope()
+    monkeypatch.setattr(link_module, "SPIN_S", LONG_S)
+    with linked() as (link, peer):
+        for expected in (0, 0, 1):
+            assert len(looks) == expected
+            peer.sock.sendall(popped(b"xyz"))
+            link.trade(around, frame, LONG_S)
+        monkeypatch.setattr(link_module, "SPIN_S", 0.0)
+        for _ in range(3):
+            peer.sock.sendall(popped(b"xyz"))
+            link.trade(around, frame, LONG_S)
+        assert len(looks) == 3  # the first one of these found out that answers take longer now
+        link.spins = False
+        monkeypatch.setattr(link_module, "SPIN_S", LONG_S)
+        for _ in range(3):
+            peer.sock.sendall(popped(b"xyz"))
+            link.trade(around, frame, LONG_S)
+        assert len(looks) == 3
+
+
+def test_spinning_ends_when_enough_has_come():
+    mine, theirs = socket.socketpair(socket.AF_UNIX)
+    with mine, theirs:
+        theirs.sendall(b"123456789")
+        link_module.spin(mine.fileno(), 9, int(1e6 * LONG_S))
+        assert mine.recv(100) == b"123456789"
+        link_module.spin(mine.fileno(), 1, 1000)  # and when the time is over
+
+
+@pytest.mark.parametrize(
+    ("told", "cores", "expected"),
+    [("", 8, 200), ("0", 8, 0), ("50", 8, 50), ("a lot", 8, 200), ("-1", 8, 200), ("50", 1, 0)],
+)
+def test_how_long_to_spin_is_a_setting(told, cores, expected, monkeypatch):
+    monkeypatch.setenv("AGENTLACE_SPIN_US", told)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    assert spin_module._setting() == expected
 
 
 def test_over_tcp_the_rest_of_a_reply_wakes_its_reader():
