@@ -1,9 +1,12 @@
-"""Builds sdist and wheel, and uses the wheel in environments of their own.
+"""Builds sdist and wheels, and uses the wheels in environments of their own.
 
     python .ci/wheels.py            Python 3.10 and 3.13, those of them that are here
     python .ci/wheels.py 3.12
 
-What is built stays in build/dist. Needs the package `build`; `make wheels` has it.
+There are two wheels: one of pure Python for everywhere, and, where there is a compiler, one with
+the compiled module for this platform and Python 3.11 on, which pip prefers. Each Python uses the
+one that it would be given. What is built stays in build/dist. Needs the package `build`; `make
+wheels` has it.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 DIST = ROOT / "build" / "dist"
 VERSIONS = ("3.10", "3.13")
+SAFELY = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
 ALWAYS_INSIDE = (
     "agentlace/py.typed",
     "agentlace/_broker/redis.conf",
@@ -31,6 +35,7 @@ PROBE = """
 import sys
 import agentlace
 from agentlace import AgentlaceError, BrokerURL, InferenceClient, InferenceServer, MissingExtra
+from agentlace import native
 from agentlace.transport.connection import Broker
 from agentlace.transport.server_process import redis_conf
 from agentlace.transport.secured import users_template
@@ -55,7 +60,8 @@ try:
     channel.call("SHUTDOWN", "NOSAVE")  # it would stay for 30 s, in a folder that goes
 except AgentlaceError:
     pass
-print("the broker of the wheel answers,", agentlace.__version__)
+kind = "pure" if native.trade is None else "compiled"
+print("the broker of the wheel answers,", agentlace.__version__, kind)
 """
 
 
@@ -64,33 +70,52 @@ def main(versions: list[str]) -> int:
     environment = dict(os.environ)
     for name in ("PYTHONPATH", "AGENTLACE_BROKER", "AGENTLACE_NAMESPACE"):
         environment.pop(name, None)
-    wheel = build(environment)
+    pure, compiled = build(environment)
+    if compiled is None:
+        say("no compiler here: there is the wheel of pure Python only")
+
+    def try_one(version: str) -> str:
+        fits = compiled is not None and pair_of(version) >= (3, 11)
+        return use(compiled if fits else pure, version, environment)
+
     with ThreadPoolExecutor() as pool:
-        tried = pool.map(lambda version: use(wheel, version, environment), versions or VERSIONS)
-        for told in tried:
+        for told in pool.map(try_one, versions or VERSIONS):
             say(told)
-    say(f"wheel and sdist are in {DIST.relative_to(ROOT)} ({time.monotonic() - begin:.0f} s)")
+    say(f"wheels and sdist are in {DIST.relative_to(ROOT)} ({time.monotonic() - begin:.0f} s)")
     return 0
 
 
-def build(environment: dict[str, str]) -> Path:
-    """Build the sdist, and the wheel from it, so that what it lacks is noticed."""
+def build(environment: dict[str, str]) -> tuple[Path, Path | None]:
+    """Build the sdist, and the wheels from it, so that what it lacks is noticed.
+
+    Returns:
+        The wheel of pure Python; the one with the compiled module, None without a compiler.
+    """
     shutil.rmtree(DIST, ignore_errors=True)
     pins = constraints(".".join(map(str, sys.version_info[:2])))
     pinned = {"PIP_CONSTRAINT": str(pins), "PIP_BUILD_CONSTRAINT": str(pins)} if pins else {}
-    command = [sys.executable, "-m", "build", "--outdir", str(DIST), str(ROOT)]
-    run(command, {**environment, **pinned})
-    (wheel,), (sdist,) = DIST.glob("*.whl"), DIST.glob("*.tar.gz")
-    inside = set(zipfile.ZipFile(wheel).namelist())
+    command = [sys.executable, "-m", "build", "--outdir", str(DIST)]
+    run([*command, str(ROOT)], {**environment, **pinned})
+    (sdist,) = DIST.glob("*.tar.gz")
+    with tempfile.TemporaryDirectory(prefix="agentlace-sdist-") as folder:
+        shutil.unpack_archive(sdist, folder, **SAFELY)
+        (source,) = Path(folder).iterdir()
+        run([*command, "--wheel", str(source)], {**environment, **pinned, "AGENTLACE_PURE": "1"})
+    wheels = {path.name.endswith("-py3-none-any.whl"): path for path in DIST.glob("*.whl")}
     tracked = run(["git", "-C", str(ROOT), "ls-files", "agentlace"], environment).split()
-    missing = sorted({*ALWAYS_INSIDE, *tracked} - inside)
-    assert not missing, f"not in the wheel: {missing}"
+    for wheel in wheels.values():
+        inside = set(zipfile.ZipFile(wheel).namelist())
+        missing = sorted({*ALWAYS_INSIDE, *tracked} - inside)
+        assert not missing, f"not in {wheel.name}: {missing}"
+        has_module = any(name.startswith("agentlace/_native.") and ".so" in name for name in inside)
+        assert has_module == ("none-any" not in wheel.name), f"{wheel.name}: {has_module}"
+        say(f"{wheel.name}: {wheel.stat().st_size >> 10} KiB, {len(inside)} files")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    missing = sorted({*tracked, "pyproject.toml", "LICENSE", "broker/redis.conf"} - names)
+    wanted = {"pyproject.toml", "hatch_build.py", "LICENSE", "broker/redis.conf"}
+    missing = sorted({*tracked, *wanted} - names)
     assert not missing, f"not in the sdist: {missing}"
-    say(f"{wheel.name}: {wheel.stat().st_size >> 10} KiB, {len(inside)} files")
-    return wheel
+    return wheels[True], wheels.get(False)
 
 
 def use(wheel: Path, version: str, environment: dict[str, str]) -> str:
@@ -108,6 +133,7 @@ def use(wheel: Path, version: str, environment: dict[str, str]) -> str:
         pip += ["--disable-pip-version-check", *(["--constraint", str(pins)] if pins else [])]
         run([*pip, str(wheel)], environment, folder)
         told = run([str(venv / "bin/python"), "-c", PROBE], environment, folder)
+        assert told.split()[-1] == ("pure" if "none-any" in wheel.name else "compiled"), told
         without = subprocess.run(
             [venv / "bin/agentlace", "version"], capture_output=True, text=True, cwd=folder
         )
