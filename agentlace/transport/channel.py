@@ -121,8 +121,7 @@ class Channel:
     def exchange(self, commands: Sequence[Command], timeout_s: float | None = None) -> list[Reply]:
         """Send commands in one write and return their replies; refusals are returned, not raised.
 
-        Args:
-            timeout_s: in place of the attribute.
+        ``timeout_s`` takes the place of the attribute.
 
         Raises:
             BrokerUnreachable: no connection, or it was lost; the commands may have been executed.
