@@ -6,7 +6,7 @@ import itertools
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from agentlace import codec
 
@@ -20,7 +20,8 @@ CHUNK, MARK = "chunk", "mark"
 class Sent:
     """A chunk or mark on its way, or there: the numbers of its first and last row, its frame.
 
-    A mark has one number, and no transition; ``field`` tells what it is.
+    A mark has one number, and no transition; ``field`` tells what it is. ``is_own`` tells whether
+    the frame's memory is nobody else's, so that it stays as it is.
     """
 
     first: int
@@ -29,6 +30,12 @@ class Sent:
     was_sent: bool = False
     confirmed: float = 0.0
     field: str = CHUNK
+    is_own: bool = False
+
+    def own(self) -> None:
+        """Copy the frame, unless that was done: its arrays may change from now on."""
+        if not self.is_own:
+            self.frame, self.is_own = codec.Frame([self.frame.copy()], self.frame.nbytes), True
 
     @property
     def rows(self) -> int:
@@ -58,16 +65,19 @@ class Held:
         return len(self._chunks)
 
     def keep(self, chunk: Sent) -> None:
-        """Keep a copy of a chunk that was confirmed now; its arrays may change from now on."""
+        """Keep a chunk that was confirmed now; its arrays may change from now on.
+
+        It belongs to this object then.
+        """
         size = chunk.frame.nbytes
         if size > HELD_MAX_BYTES:
             return self.clear()  # of what comes before it, a part is of no use
-        copy = codec.Frame([chunk.frame.copy()], size)
+        chunk.own()
         with self._lock:
             while self.nbytes + size > HELD_MAX_BYTES:
                 self.nbytes -= self._chunks.popleft().frame.nbytes
-            now = time.monotonic()
-            self._chunks.append(replace(chunk, frame=copy, was_sent=False, confirmed=now))
+            chunk.was_sent, chunk.confirmed = False, time.monotonic()
+            self._chunks.append(chunk)
             self.nbytes += size
 
     def meet(self, run: bytes) -> None:

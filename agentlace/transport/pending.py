@@ -64,7 +64,7 @@ class Pending(deque[Sent]):
         for sent in reversed(self):
             if sent.first <= number:
                 return
-            sent.frame = Frame([sent.frame.copy()], sent.frame.nbytes)
+            sent.own()
 
     def drop_oldest(self, max_numbers: int) -> int:
         """Remove the oldest that never was sent, until no more numbers are there.

@@ -21,7 +21,7 @@ from agentlace.transport.backoff import insist
 from agentlace.transport.connection import Channel, Passing
 from agentlace.transport.cutting import cut
 from agentlace.transport.durability import Durability
-from agentlace.transport.held import Held, Sent
+from agentlace.transport.held import HELD_MAX_BYTES, Held, Sent
 from agentlace.transport.keys import StoreKeys
 from agentlace.transport.pending import Pending
 from agentlace.transport.resp import ErrorReply
@@ -264,6 +264,8 @@ class Producer:
         guard = ("NOMKSTREAM",) if self._is_there else ()
         entry = (b"%d-%d" % chunk_id, "first", chunk.first, chunk.field, chunk.frame)
         channel.send([("XADD", self._stream, *guard, *entry)])
+        if self._may_forget and chunk.frame.nbytes <= HELD_MAX_BYTES:
+            chunk.own()  # it will be held, and while the broker takes it there is time to copy it
         channel.settle(max(deadline - time.monotonic(), 0.0))
         added = channel.receive()
         if not (isinstance(added, ErrorReply) and "equal or smaller" in str(added)):
@@ -279,8 +281,7 @@ class Producer:
         Raises:
             ActorReplaced: a newer process uses this actor's identity.
         """
-        newest = newest_id(self._channel, self._stream)
-        if newest.incarnation > chunk_id.incarnation:
+        if (newest := newest_id(self._channel, self._stream)).incarnation > chunk_id.incarnation:
             raise ActorReplaced(
                 f"a newer process uses actor_id {self._actor!r} of store {self._keys.name!r}: "
                 "give each actor its own actor_id, or none"
