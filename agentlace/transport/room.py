@@ -23,6 +23,12 @@ log = logging.getLogger(__name__)
 ROOM_POLL_S = 0.02
 """How often a full stream is looked at while waiting for room."""
 ENTRY_OVERHEAD_BYTES = 128
+SPARE_PARTS = 64
+"""One part of so many of the share is freed beyond what is needed: each time it is looked what
+consumers have read, and trimmed, takes two round trips, which would come with every chunk."""
+SPARE_PARTS = 64
+"""One part of so many of the share is freed beyond what is needed: each time it is looked what
+consumers have read, and trimmed, takes two round trips, which would come with every chunk."""
 TELL_EVERY_S = 1.0
 """How often it is asked, while waiting for room, who takes it."""
 WARN_EVERY_S = 10.0
@@ -114,7 +120,8 @@ class Room:
         goal = max(self.share_bytes - nbytes - ENTRY_OVERHEAD_BYTES, 0)
         while self._kept_bytes > goal and self._kept:
             positions = cursors(self._channel, self._keys, self._actor)
-            self._trim(min(positions.values(), default=START), goal)
+            spare = self.share_bytes // SPARE_PARTS
+            self._trim(min(positions.values(), default=START), max(goal - spare, 0))
             if self._kept_bytes <= goal or not self._kept:
                 return
             if self._retention().when_full == "drop_oldest":

@@ -365,6 +365,26 @@ def test_only_what_every_consumer_has_passed_is_trimmed(actor, record, store, ch
     assert robot.producer.dropped == 0
 
 
+def test_a_full_stream_is_not_trimmed_with_every_chunk(actor, record, monkeypatch):
+    """Each time takes two round trips more."""
+    recorder, robot = record(), actor(retention=Retention(max_bytes=1_000_000))
+    room, trims = robot.producer._room, []
+    trim = room._trim
+
+    def counted(*args):
+        trims.append(len(room._kept))
+        return trim(*args)
+
+    monkeypatch.setattr(room, "_trim", counted)
+    for n in range(1000):
+        robot.send(n, n + 1, size=250)
+        assert recorder.has(n + 1)
+    # 1,200 bytes each with what is around them: some 800 fit, of which 13 go at a time.
+    assert 5 < len(trims) < 50
+    assert min(trims) > 700
+    assert robot.producer.dropped == 0
+
+
 def test_without_pressure_nothing_is_trimmed(actor, record, store, channel):
     recorder, robot = record(), actor()
     for n in range(50):
