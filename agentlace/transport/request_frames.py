@@ -136,6 +136,7 @@ class Failures:
             )
             return failure(number, "EncodeError", f"its reply may not travel: {error}")
         raised = "".join(traceback.format_exception(error))
+        raised = raised.encode(errors="backslashreplace").decode()  # no log takes half a surrogate
         self.tell(log.error, call.name, error, "the handler of %s raised:\n%s", call, raised)
         return failure(number, type(error).__name__, str(error))
 
