@@ -114,7 +114,7 @@ def test_threads_never_get_the_same_memory(pool):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*fork")
 def test_a_child_gets_memory_whoever_held_the_lock(pool):
     array = pool.memory(SIZE)
     array[:] = 5

@@ -7,10 +7,11 @@ import threading
 import numpy as np
 import pytest
 
+from agentlace import native
 from agentlace.data import FrameReplayBuffer, ReplayBuffer
 from agentlace.data.columns import leaves_of
 from agentlace.data.mixture import Mixture
-from agentlace.data.ring import LEAST_BYTES, batch_memory, take_rows
+from agentlace.data.ring import LEAST_BYTES, batch_memory, take_all, take_rows
 from agentlace.data.sampler import SequenceSampler
 from agentlace.data.trajectory_buffer import DataShape
 from agentlace.data.trajectory_data_store import TrajectoryBufferDataStore
@@ -19,9 +20,14 @@ ROWS, BATCH = 64, 48
 FRAME = (128, 128, 3)  # of which a batch has more than LEAST_BYTES
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_kept_of_other_tests():
-    batch_memory.reset()
+@pytest.fixture(autouse=True, params=["compiled", "python"])
+def copied_by(request, monkeypatch):
+    batch_memory.reset()  # nothing is kept of other tests
+    if request.param == "python":
+        monkeypatch.setattr(native, "gather", None)
+    elif native.gather is None:
+        pytest.skip("nothing is compiled here")
+    return request.param
 
 
 def frames(n):
@@ -30,7 +36,7 @@ def frames(n):
 
 
 def columns(first=0):
-    shown = frames(ROWS + 1) + np.uint8(first)
+    shown = frames(ROWS + 1) + np.uint8(first % 256)
     return {
         "observations": {"wrist": shown[:-1]},
         "next_observations": {"wrist": shown[1:]},
@@ -78,7 +84,7 @@ def is_whole(batch):
     n = batch["n"].reshape(-1)
     shown = {"observations": n, "next_observations": n + 1}
     return all(
-        (np.asarray(frame) == number).all()
+        (np.asarray(frame) == number % 256).all()
         for part, numbers in shown.items()
         if part in batch
         for frame, number in zip(batch[part]["wrist"], numbers, strict=True)
@@ -154,6 +160,30 @@ def test_several_threads_sample_whole_batches(make):
     assert not wrong
 
 
+@pytest.mark.parametrize("kind", [ReplayBuffer, FrameReplayBuffer])
+def test_no_batch_is_torn_while_rows_are_overwritten(kind):
+    buffer, sample = replay_buffer(kind)
+    stop = threading.Event()
+
+    def insert():
+        for first in itertools.count(ROWS, ROWS):
+            if stop.is_set():
+                return
+            buffer.insert_columns(columns(first), ROWS)
+
+    thread = threading.Thread(target=insert)
+    thread.start()
+    try:
+        batches = [sample() for _ in range(3)]
+        for _ in range(60):
+            batches = [*batches[1:], sample()]
+            assert all(map(is_whole, batches))
+    finally:
+        stop.set()
+        thread.join()
+    assert buffer.inserted > ROWS
+
+
 def test_arrays_on_a_device_are_not_written_over():
     """JAX may make its array of a batch's memory, or copy it after device_put has returned."""
     jax = pytest.importorskip("jax")
@@ -223,6 +253,14 @@ def test_rows_of_arrays_with_other_strides(view):
     assert np.array_equal(take_rows(storage, positions), storage[positions])
 
 
+@pytest.mark.parametrize("n", [0, 1, 3])
+@pytest.mark.parametrize("kind", [np.int32, np.int64, np.uint8, np.uint32])
+def test_rows_that_are_large_each(n, kind):
+    storage = np.random.default_rng(0).integers(0, 255, (5, 2 << 20)).astype(np.uint8)
+    positions = np.random.default_rng(1).integers(0, 5, n).astype(kind)
+    assert np.array_equal(take_rows(storage, positions), storage[positions])
+
+
 @pytest.mark.parametrize("n", [3, 4000])
 def test_positions_outside_are_as_for_indexing(n):
     storage = np.random.default_rng(0).integers(0, 255, (50, 1000)).astype(np.uint8)
@@ -232,3 +270,15 @@ def test_positions_outside_are_as_for_indexing(n):
         positions[n // 2] = wrong
         with pytest.raises(IndexError):
             take_rows(storage, positions)
+
+
+@pytest.mark.parametrize("leaves", [1, 2, native.MAX_LEAVES + 1])
+def test_a_tree_of_rows_is_that_of_each_array(leaves):
+    rng = np.random.default_rng(0)
+    wide = {str(n): rng.integers(0, 255, (20, 20_000)).astype(np.uint8) for n in range(leaves)}
+    tree = {"wide": wide, "narrow": (np.arange(20.0), np.arange(60).reshape(20, 3))}
+    positions = rng.integers(0, 20, 60)
+    taken = take_all(tree, positions)
+    for (path, rows), (other, storage) in zip(leaves_of(taken), leaves_of(tree), strict=True):
+        assert path == other and np.array_equal(rows, storage[positions])
+    assert isinstance(taken["narrow"], tuple)
