@@ -1,10 +1,10 @@
 /* The inner loops of a small call, in C: a tree into its frame, a frame into its tree, and one
- * exchange with the broker.
+ * exchange with the broker; and that of a large batch, copying rows.
  *
  * Each function does what a method in Python does as well, for the usual case only: whatever is
  * unusual makes it return None, and then the method goes on. So nothing depends on this module.
  * agentlace/native.py says when it is used; the methods are in agentlace/codec/stamped.py and
- * unstamped.py, and in agentlace/transport/link.py and spin.py.
+ * unstamped.py, in agentlace/transport/link.py and spin.py, and in agentlace/data/ring.py.
  *
  * Plans are nested tuples, as agentlace/codec/stamped.py and unstamped.py describe them. They are
  * made in this process, but what they describe may have come from the network: every place is
@@ -14,13 +14,18 @@
 #include <Python.h>
 
 #include <errno.h>
+#include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <time.h>
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "frames are little-endian"
@@ -33,7 +38,7 @@ enum { NUMBER, SCALAR, ARRAY, DICT, ITEMS, CONSTANT };
 #define MSG_NOSIGNAL 0 /* Python ignores SIGPIPE anyway */
 #endif
 
-#define VERSION 1 /* as in agentlace/native.py */
+#define VERSION 2 /* as in agentlace/native.py */
 #define CRC_AT 4
 #define CRC_END 8
 #define PREFIX_BYTES 20
@@ -590,6 +595,143 @@ static PyObject *trade(PyObject *self, PyObject *const *args, Py_ssize_t count) 
     return made;
 }
 
+/* ---- rows into a batch -------------------------------------------------------------------- */
+
+#define MAX_LEAVES 64 /* as in agentlace/native.py */
+#define MAX_WORKERS 8
+#define STREAM_BYTES (16 << 20) /* a batch that no cache keeps */
+#define STREAM_ROW_BYTES 4096
+
+typedef struct {
+    Py_buffer from, to;
+    Py_ssize_t row_bytes;
+} Leaf;
+
+typedef struct {
+    const Leaf *leaves;
+    Py_ssize_t n_leaves, begin, end; /* of the batch's rows */
+    const int64_t *rows;
+    int streams;
+} Share;
+
+/* As memcpy, past the caches: memory that is written only need not be read before. */
+static void stream(char *to, const char *from, Py_ssize_t nbytes) {
+#ifdef __SSE2__
+    Py_ssize_t head = -(uintptr_t)to & 15, at = head;
+    memcpy(to, from, head);
+    for (; at + 64 <= nbytes; at += 64) {
+        const __m128i *source = (const __m128i *)(from + at);
+        __m128i *target = (__m128i *)(to + at);
+        _mm_prefetch(from + at + 1024, _MM_HINT_NTA);
+        __m128i a = _mm_loadu_si128(source), b = _mm_loadu_si128(source + 1);
+        __m128i c = _mm_loadu_si128(source + 2), d = _mm_loadu_si128(source + 3);
+        _mm_stream_si128(target, a);
+        _mm_stream_si128(target + 1, b);
+        _mm_stream_si128(target + 2, c);
+        _mm_stream_si128(target + 3, d);
+    }
+    memcpy(to + at, from + at, nbytes - at);
+#else
+    memcpy(to, from, nbytes);
+#endif
+}
+
+static void *copy_share(void *given) {
+    const Share *share = given;
+    for (Py_ssize_t n = 0; n < share->n_leaves; n++) {
+        const Leaf *leaf = &share->leaves[n];
+        Py_ssize_t size = leaf->row_bytes;
+        int streams = share->streams && size >= STREAM_ROW_BYTES;
+        for (Py_ssize_t i = share->begin; i < share->end; i++) {
+            char *to = (char *)leaf->to.buf + i * size;
+            const char *from = (const char *)leaf->from.buf + share->rows[i] * size;
+            if (streams) stream(to, from, size);
+            else memcpy(to, from, size);
+        }
+    }
+#ifdef __SSE2__
+    _mm_sfence();
+#endif
+    return NULL;
+}
+
+/* Copy with the help of other threads; alone what they cannot be started for. */
+static void copy_rows(Share all, int workers) {
+    pthread_t threads[MAX_WORKERS];
+    Share shares[MAX_WORKERS];
+    sigset_t every, before;
+    Py_ssize_t n = all.end;
+    int started = 0;
+    sigfillset(&every);
+    pthread_sigmask(SIG_SETMASK, &every, &before); /* signals are for Python's threads */
+    for (int i = 0; i < workers; i++) {
+        shares[i] = all;
+        shares[i].begin = n * i / workers;
+        shares[i].end = n * (i + 1) / workers;
+    }
+    while (started < workers - 1 &&
+           !pthread_create(&threads[started], NULL, copy_share, &shares[started]))
+        started++;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    for (int i = started; i < workers; i++) copy_share(&shares[i]);
+    while (started) pthread_join(threads[--started], NULL);
+}
+
+/* Whether a leaf has rows of one size at both ends, and all that are wanted. */
+static int fits(const Leaf *leaf, const int64_t *rows, Py_ssize_t n) {
+    if (!leaf->row_bytes || leaf->to.len != n * leaf->row_bytes) return 0;
+    Py_ssize_t there = leaf->from.len / leaf->row_bytes;
+    for (Py_ssize_t i = 0; i < n; i++)
+        if (rows[i] < 0 || rows[i] >= there) return 0;
+    return 1;
+}
+
+PyDoc_STRVAR(gather_doc,
+"gather(sources, targets, rows, workers)\n--\n\n"
+"Copy rows of each source, by their int64 numbers, into the target beside it.\n\n"
+"All are contiguous buffers. So many threads do it, this one included; it lets others run\n"
+"meanwhile. Raises ValueError, before anything was copied, if sizes or numbers do not fit.");
+
+static PyObject *gather(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    Leaf leaves[MAX_LEAVES];
+    Py_buffer rows;
+    Py_ssize_t taken = 0, nbytes = 0;
+    int fit = 1;
+    if (!has_arguments(count, 4)) return NULL;
+    Py_ssize_t n_leaves = PyList_Size(args[0]);
+    long workers = PyLong_AsLong(args[3]);
+    if (PyErr_Occurred() || PyList_Size(args[1]) != n_leaves || n_leaves > MAX_LEAVES) {
+        if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "too many leaves, or too few");
+        return NULL;
+    }
+    if (PyObject_GetBuffer(args[2], &rows, PyBUF_SIMPLE)) return NULL;
+    Py_ssize_t n = rows.len / sizeof(int64_t);
+    for (; n > 0 && fit && taken < n_leaves; taken++) {
+        Leaf *leaf = &leaves[taken];
+        if (PyObject_GetBuffer(PyList_GetItem(args[0], taken), &leaf->from, PyBUF_SIMPLE)) break;
+        if (PyObject_GetBuffer(PyList_GetItem(args[1], taken), &leaf->to, PyBUF_WRITABLE)) {
+            PyBuffer_Release(&leaf->from);
+            break;
+        }
+        leaf->row_bytes = leaf->to.len / n;
+        nbytes += leaf->to.len;
+        fit = fits(leaf, rows.buf, n);
+    }
+    if (!fit) PyErr_SetString(PyExc_ValueError, "rows that are not there, or of another size");
+    if (!PyErr_Occurred()) {
+        Share all = {leaves, taken, 0, n, rows.buf, nbytes >= STREAM_BYTES};
+        Py_BEGIN_ALLOW_THREADS
+        copy_rows(all, workers < 1 ? 1 : workers > MAX_WORKERS ? MAX_WORKERS : (int)workers);
+        Py_END_ALLOW_THREADS
+    }
+    while (taken--) {
+        PyBuffer_Release(&leaves[taken].from);
+        PyBuffer_Release(&leaves[taken].to);
+    }
+    PyBuffer_Release(&rows);
+    return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
+}
+
 /* ---- the module ------------------------------------------------------------------------- */
 
 static PyMethodDef methods[] = {
@@ -597,6 +739,7 @@ static PyMethodDef methods[] = {
     {"opened", (PyCFunction)(void (*)(void)) opened, METH_FASTCALL, opened_doc},
     {"spin", (PyCFunction)(void (*)(void)) spin, METH_FASTCALL, spin_doc},
     {"trade", (PyCFunction)(void (*)(void)) trade, METH_FASTCALL, trade_doc},
+    {"gather", (PyCFunction)(void (*)(void)) gather, METH_FASTCALL, gather_doc},
     {NULL, NULL, 0, NULL},
 };
 

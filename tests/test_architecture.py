@@ -29,6 +29,7 @@ LAYERS = {
     "reports": 0,
     "wording": 0,
     "forks": 1,
+    "pool": 1,
     "config": 1,
     "codec": 1,
     "waits": 2,

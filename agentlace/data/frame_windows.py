@@ -10,7 +10,7 @@ import numpy as np
 
 from agentlace.data.columns import Array
 from agentlace.data.frame_pool import FramePool, Shapes
-from agentlace.data.ring import take_rows, write_rows
+from agentlace.data.ring import take_all, take_rows, write_rows
 
 BLOCK_ROWS = 256
 """So many transitions are written at a time: new frames are stored before old ones are freed."""
@@ -63,7 +63,7 @@ class FrameWindows:
     def frames(self, slots: Array) -> dict[str, Array]:
         """Return the frames in slots of any shape, by camera; copies."""
         # Asked for after the slots: a pool that grew meanwhile has all that they refer to.
-        return {camera: take_rows(array, slots) for camera, array in self._pool.arrays.items()}
+        return take_all(self._pool.arrays, slots)
 
     def export(self, rows: Array) -> dict[str, Any]:
         """Return the frames that rows show, each once, and which of these each row shows."""

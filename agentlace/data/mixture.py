@@ -12,6 +12,7 @@ import numpy as np
 from agentlace.data.columns import leaves_of, map_leaves
 from agentlace.data.prefetch import Prefetch
 from agentlace.data.rate_limiter import RateLimiter
+from agentlace.data.ring import joined_rows
 from agentlace.errors import SchemaMismatch
 
 SLICE_S = 0.05
@@ -129,7 +130,7 @@ class Mixture:
 
 def _joined(*parts: Any) -> Any:
     if all(isinstance(part, np.ndarray) for part in parts):
-        return np.concatenate(parts)
+        return joined_rows(parts)
     import jax
 
     return jax.numpy.concatenate(parts)

@@ -11,7 +11,7 @@ from agentlace.codec import Chunk
 from agentlace.data.columns import Array, Schema, as_transition, leaves_of, map_leaves
 from agentlace.data.data_store import Refusals, Taken, insert_each
 from agentlace.data.packing import pack_frames
-from agentlace.data.ring import Head, blocks, read_whole, take_rows, write_rows
+from agentlace.data.ring import Head, blocks, read_whole, take_all, write_rows
 from agentlace.data.sampled_store import Part, SampledStore
 from agentlace.forks import freed_by_fork
 
@@ -173,7 +173,7 @@ class ReplayBuffer(SampledStore):
     def _read(self, rows: Array, keys: Sequence[str] | None) -> Any:
         positions = rows % self.capacity
         dataset = self.dataset if keys is None else {key: self.dataset[key] for key in keys}
-        return map_leaves(lambda storage: take_rows(storage, positions), dataset)
+        return take_all(dataset, positions)
 
     def _draw(self, size: int) -> Array:
         begin, end = self._head.rows()

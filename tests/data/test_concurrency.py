@@ -9,6 +9,7 @@ import pytest
 import agentlace.data.frame_windows
 import agentlace.data.replay_buffer
 import agentlace.data.storage
+from agentlace.data.columns import map_leaves
 from agentlace.data.data_store import put
 from agentlace.data.ring import read_whole, take_rows
 from agentlace.data.sampler import SequenceSampler
@@ -71,7 +72,10 @@ def test_an_insert_does_not_wait_for_a_sample_and_the_sample_notices(make, monke
     put(store, chunk([sealed(i) for i in range(64)]))
     reading, go_on = threading.Event(), threading.Event()
 
-    def slow_take(storage, positions):
+    def slow_take(storages, positions):
+        return map_leaves(lambda storage: slow_leaf(storage, positions), storages)
+
+    def slow_leaf(storage, positions):
         taken = take_rows(storage, positions)
         if not reading.is_set() and len(positions) == 16:
             reading.set()
@@ -80,7 +84,8 @@ def test_an_insert_does_not_wait_for_a_sample_and_the_sample_notices(make, monke
 
     modules = (agentlace.data.replay_buffer, agentlace.data.storage, agentlace.data.frame_windows)
     for module in modules:
-        monkeypatch.setattr(module, "take_rows", slow_take)
+        for name in {"take_rows", "take_all"} & vars(module).keys():
+            monkeypatch.setattr(module, name, slow_take)
     with ThreadPoolExecutor(1) as pool:
         sampling = pool.submit(sample, store, 16)
         assert reading.wait(WAIT_S)
