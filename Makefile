@@ -5,6 +5,8 @@ SHELL := /bin/sh
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
+# Tests wait more than they compute. A file's tests stay together: they share what they start.
+WORKERS ?= -n 4 --dist loadfile --no-loadscope-reorder
 BENCH_ARGS ?=
 CHAOS ?= 40
 FUZZ_ARGS ?=
@@ -43,7 +45,7 @@ demo: $(STAMP) ## Run the demo
 	@$(BIN)/python examples/demo.py
 
 test: $(STAMP) ## Run the tests (PYTEST_ARGS='-k name' narrows them)
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest $(WORKERS) $(PYTEST_ARGS)
 
 fuzz: $(STAMP) ## Send hostile frames for ten minutes (FUZZ_ARGS='--seconds 60 --seed 1')
 	@$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)

@@ -49,7 +49,7 @@ def compiled(source, target):
     linker = shlex.split(sysconfig.get_config_var("LDSHARED") or "cc -shared")
     if "CC" in os.environ:
         linker[:1] = shlex.split(os.environ["CC"])
-    command = [*linker, "-O2", "-fPIC", *FLAGS, f"-I{sysconfig.get_path('include')}"]
+    command = [*linker, "-O2", "-fPIC", "-pthread", *FLAGS, f"-I{sysconfig.get_path('include')}"]
     part = target.with_name(f"{target.name}.{os.getpid()}")
     try:
         subprocess.run([*command, str(source), "-o", str(part)], check=True, capture_output=True)
