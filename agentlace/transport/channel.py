@@ -21,6 +21,7 @@ from agentlace.transport.envelope import Envelope
 from agentlace.transport.link import LEAST_S, Address, Link, in_steps
 from agentlace.transport.pubsub import PLAIN, PubSub
 from agentlace.transport.resp import Command, ErrorReply, Reply
+from agentlace.transport.spin import Habit
 
 if TYPE_CHECKING:
     from agentlace.transport.connection import Broker
@@ -265,7 +266,7 @@ class Channel:
         with self._guard:
             if self._interrupts == interrupts:
                 self._link, self._owed = link, 0
-                link.spins = self.spins
+                link.habit = Habit() if self.spins else None
                 self.connected_s = time.monotonic()
                 self.connects += 1
                 return

@@ -18,7 +18,7 @@ from agentlace.forks import process_number
 from agentlace.transport import resp
 from agentlace.transport.envelope import Envelope
 from agentlace.transport.resp import Buffer
-from agentlace.transport.spin import SPIN_S, SPIN_US, spin
+from agentlace.transport.spin import Habit, spin
 
 STEP_S = 0.25
 LEAST_S = 0.5
@@ -36,7 +36,7 @@ class Link:
     """A connection that stands.
 
     Attributes:
-        spins: whether its answers are looked for before sleeping, while they are quick.
+        habit: whether its answers are looked for before sleeping; None: never.
 
     On a plain socket the kernel keeps the time of each read and write (SO_RCVTIMEO): with a
     timeout of Python's, each would cost a poll beside the call itself.
@@ -59,8 +59,7 @@ class Link:
         self.is_plain = type(sock) is socket.socket and os.name == "posix"
         # With TCP, a read that has taken the first bytes is not woken by the rest if that is less.
         self._waits_for_more = self.is_plain and sock.family == socket.AF_UNIX
-        self.spins = False
-        self._is_prompt = False
+        self.habit: Habit | None = None
         self._limit_s: float | None = None
         self._least = 1
         if self.is_plain:
@@ -79,7 +78,7 @@ class Link:
         if timeout_s != self._limit_s or least != self._least:
             self.limit(timeout_s, least)
         reader, begin = self.reader, time.perf_counter()
-        micros = SPIN_US if self._is_prompt else 0
+        micros = self.habit.micros if self.habit else 0
         direct = native.trade if self.is_plain and not reader.has_data else None
         if direct is not None and len(frame.parts) <= native.MAX_PARTS:
             room, fd = reader.room, self.sock.fileno()
@@ -94,7 +93,8 @@ class Link:
             if micros and not reader.has_data:
                 spin(self.sock.fileno(), least, micros)
             popped = reader.popped(envelope)
-        self._is_prompt = self.spins and time.perf_counter() - begin < SPIN_S
+        if self.habit:
+            self.habit.note(time.perf_counter() - begin)
         return popped
 
     def limit(self, timeout_s: float, least: int = 0) -> None:
@@ -136,13 +136,13 @@ class Link:
         begin = time.perf_counter()
         try:
             self.limit(timeout_s, 1)
-            if self._is_prompt:
-                spin(self.sock.fileno(), 1, SPIN_US)
+            if self.habit and self.habit.micros:
+                spin(self.sock.fileno(), 1, self.habit.micros)
             self.reader.fill()
         except BlockingIOError:
             return False
-        finally:
-            self._is_prompt = self.spins and time.perf_counter() - begin < SPIN_S
+        if self.habit:
+            self.habit.note(time.perf_counter() - begin)
         return True
 
     def shutdown(self) -> None:

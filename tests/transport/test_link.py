@@ -15,6 +15,7 @@ from agentlace.transport import spin as spin_module
 from agentlace.transport.envelope import Envelope
 from agentlace.transport.link import Link
 from agentlace.transport.resp import ReplyReader
+from agentlace.transport.spin import Habit
 
 LONG_S = 60.0
 
@@ -60,7 +61,7 @@ def linked():
     mine, theirs = socket.socketpair(socket.AF_UNIX)
     with mine, theirs:
         link = Link(mine, ReplyReader(mine), None, mine.close)
-        link.spins = True
+        link.habit = Habit()
         theirs.settimeout(LONG_S)
         yield link, Peer(theirs)
 
@@ -146,7 +147,7 @@ def test_an_end_and_a_silence_are_told_apart():
 def test_an_end_while_answers_were_quick():
     frame, around = frame_of(1, 10), envelope()
     with linked() as (link, peer):
-        link._is_prompt = True
+        link.habit.note(0.0)
         peer.sock.shutdown(socket.SHUT_WR)
         with pytest.raises(ConnectionError):
             link.trade(around, frame, LONG_S)
@@ -202,25 +203,42 @@ def looks(monkeypatch):
     return looked
 
 
-def test_only_callers_whose_answers_are_quick_look_for_them(looks, monkeypatch):
+def test_only_who_has_the_habit_looks(looks):
     frame, around = frame_of(1, 10), envelope()
-    monkeypatch.setattr(link_module, "SPIN_S", LONG_S)
     with linked() as (link, peer):
-        for expected in (0, 0, 1):
-            assert len(looks) == expected
+        for habit, micros, expected in ((Habit(), 0, 0), (Habit(), 7, 1), (None, 7, 1)):
+            link.habit = habit
+            if habit is not None:
+                habit.micros = micros
             peer.sock.sendall(popped(b"xyz"))
             link.trade(around, frame, LONG_S)
-        monkeypatch.setattr(link_module, "SPIN_S", 0.0)
-        for _ in range(3):
-            peer.sock.sendall(popped(b"xyz"))
-            link.trade(around, frame, LONG_S)
-        assert len(looks) == 3  # the first one of these found out that answers take longer now
-        link.spins = False
-        monkeypatch.setattr(link_module, "SPIN_S", LONG_S)
-        for _ in range(3):
-            peer.sock.sendall(popped(b"xyz"))
-            link.trade(around, frame, LONG_S)
-        assert len(looks) == 3
+            assert [args[1:] for args in looks] == [(9, 7)] * expected
+
+
+QUICK_S, DOUBTFUL_S, SLOW_S = (part * spin_module.SPIN_S for part in (0.5, 1.5, 2.5))
+
+
+@pytest.mark.skipif(not spin_module.SPIN_US, reason="one core: nobody looks")
+def test_the_habit_follows_the_answers():
+    habit = Habit()
+    assert not habit.micros
+    habit.note(SLOW_S)
+    assert not habit.micros
+    habit.note(DOUBTFUL_S)  # perhaps it would have been quick, had nobody slept
+    assert habit.micros
+    habit.note(DOUBTFUL_S)  # no
+    for _ in range(spin_module.RESTS):
+        assert not habit.micros
+        habit.note(DOUBTFUL_S)
+        habit.note(SLOW_S)
+    habit.note(DOUBTFUL_S)
+    assert habit.micros
+    habit.note(DOUBTFUL_S)
+    assert not habit.micros
+    habit.note(QUICK_S)
+    assert habit.micros
+    habit.note(QUICK_S)
+    assert habit.micros
 
 
 def test_spinning_ends_when_enough_has_come():
@@ -234,7 +252,7 @@ def test_spinning_ends_when_enough_has_come():
 
 @pytest.mark.parametrize(
     ("told", "cores", "expected"),
-    [("", 8, 200), ("0", 8, 0), ("50", 8, 50), ("a lot", 8, 200), ("-1", 8, 200), ("50", 1, 0)],
+    [("", 8, 500), ("0", 8, 0), ("50", 8, 50), ("a lot", 8, 500), ("-1", 8, 500), ("50", 1, 0)],
 )
 def test_how_long_to_spin_is_a_setting(told, cores, expected, monkeypatch):
     monkeypatch.setenv("AGENTLACE_SPIN_US", told)
