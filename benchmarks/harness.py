@@ -56,7 +56,8 @@ def _run_case(row, case, measures, absent, quick):
     for number in range((QUICK_ROUNDS if quick else case.rounds) + 1):
         params = case.params if number else {**case.params, **case.warmup}
         for name in [name for name in rounds if name in measures]:
-            machine.rest()
+            if row.rests:
+                machine.rest()
             try:
                 samples = measures[name](**params)
             except RowTimeout:

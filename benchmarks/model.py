@@ -83,6 +83,8 @@ class Row:
         bound_s: the row's wall-clock bound.
         x_name: of a curve's axis; empty if the row is no curve.
         notes: what a reader must know to read the numbers.
+        rests: whether each turn waits until the machine is idle: contestants go on working after
+            their turn. Not for calls: an idle machine takes longer to wake.
         missing: returns why the row cannot be measured on this machine; None if it can.
     """
 
@@ -94,4 +96,5 @@ class Row:
     bound_s: float = 240.0
     x_name: str = ""
     notes: tuple[str, ...] = ()
+    rests: bool = False
     missing: Callable[[], str | None] = lambda: None

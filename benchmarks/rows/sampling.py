@@ -77,6 +77,7 @@ def _row(name, kind, title, n, slow_n, bound_s):
         name=name,
         title=title,
         metrics=(MICROSECONDS,),
+        rests=True,
         contestants=_contestants(kind),
         cases=(Case("batch of 256", params, goals, rounds=5, warmup={"slow_n": slow_n // 2}),),
         bound_s=bound_s,
