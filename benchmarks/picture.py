@@ -34,10 +34,10 @@ def draw(results, path):
     above, below = figure.subfigures(2, 1, height_ratios=heights)
     _draw_goals(above.subplots(), goals)
     if curves:
-        axes = below.subplots(-(-len(curves) // COLUMNS), COLUMNS, squeeze=False).flat
+        axes = [*below.subplots(-(-len(curves) // COLUMNS), COLUMNS, squeeze=False).flat]
         for panel, curve in zip(axes, curves, strict=False):
             _draw_curve(panel, *curve)
-        for panel in list(axes)[len(curves) :]:
+        for panel in axes[len(curves) :]:
             panel.set_axis_off()
     figure.savefig(path, dpi=90)
     plt.close(figure)
