@@ -12,7 +12,9 @@ ARG PYTHON=3.12
 FROM python:${PYTHON}-slim AS wheel
 ARG PYTHON
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE ./
+# For the compiled part; it is only needed here.
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev
+COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY constraints constraints
 COPY broker broker
 COPY agentlace agentlace

@@ -189,6 +189,8 @@ def test_what_the_wheel_needs_is_copied():
     wheel = needs["tool"]["hatch"]["build"]["targets"]["wheel"]
     files = [*wheel["force-include"], *wheel["packages"]]
     files += [needs["project"]["readme"], *needs["project"]["license-files"]]
+    assert "custom" in needs["tool"]["hatch"]["build"]["hooks"]
+    files += ["hatch_build.py", "agentlace/_native.c"]
     copied = [rest for word, rest in dockerfile()["wheel"].instructions if word == "COPY"]
     sources = [source for rest in copied for source in rest.split()[:-1]]
     for file in files:
