@@ -344,8 +344,25 @@ class TrainerClient(NetworkClient, EpisodeMarks):
 
 
 def _once(permit: Callable[[], None]) -> Callable[[], None]:
-    """Return what asks at most once: an update is one call, however many stores it has."""
-    return functools.cache(permit)
+    """Return what asks at most once: an update is one call, however many stores it has.
+
+    A refusal holds for all of them as well: else the moment from which on a call is permitted
+    could come between two stores.
+    """
+
+    @functools.cache
+    def refusal() -> RateLimited | None:
+        try:
+            permit()
+        except RateLimited as error:
+            return error
+        return None
+
+    def asked() -> None:
+        if (error := refusal()) is not None:
+            raise error.with_traceback(None)
+
+    return asked
 
 
 def _no_limit() -> None:

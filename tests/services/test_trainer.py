@@ -582,6 +582,29 @@ def test_a_request_times_out_and_may_be_reset(serve, connect):
     assert client.request("get-stats", {}) == {"waited": True}
 
 
+def test_what_is_refused_for_one_store_is_refused_for_all(serve, connect, monkeypatch):
+    """The moment from which on a call is permitted may come between two stores."""
+    config = TrainerConfig(5588, 5589, rate_limit=2)
+    server = serve("a", "b", config=config)
+    stores = {"a": QueuedDataStore(9), "b": QueuedDataStore(9)}
+    client = connect(data_stores=stores, config=config)
+    answers = [RateLimited("not yet"), None]
+
+    def permit():
+        if (answer := answers.pop(0)) is not None:
+            raise answer
+
+    monkeypatch.setattr(client, "_permit", permit)
+    for store in stores.values():
+        store.insert(1)
+    assert client.update() is False
+    assert len(answers) == 1
+    assert client.update() is True
+    assert not answers
+    for name in stores:
+        assert len(wait_for_rows(server, 1, name)) == 1
+
+
 def test_rate_limit_counts_calls_per_client(serve, connect):
     config = TrainerConfig(5588, 5589, request_types=["get-stats"], rate_limit=2)
     server = serve("a", "b", config=config)
