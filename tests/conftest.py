@@ -1,7 +1,6 @@
 """Real brokers for the tests: Valkey over TCP, its Unix socket, a cluster of it; in-process."""
 
 import signal
-import socket
 import uuid
 
 import pytest
@@ -9,6 +8,7 @@ import pytest
 from agentlace.config import BrokerURL
 from agentlace.transport.connection import Broker
 from agentlace.transport.embedded import EmbeddedBroker, Settings
+from tests.ports import free_port
 from tests.server_groups import Cluster
 
 # A shell lets its background jobs ignore Ctrl-C, and they their children: some tests send it.
@@ -22,12 +22,6 @@ FIRST = ("tests/test_example_async.py", "tests/fuzz/", "tests/chaos/", "tests/cl
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
-
-
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 @pytest.fixture(scope="session")

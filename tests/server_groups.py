@@ -2,10 +2,8 @@
 
 import contextlib
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -16,12 +14,13 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from tests.ports import free_port
+
 ROOT = Path(__file__).parents[1]
 SLOTS = 16384
 NODE_TIMEOUT_MS = 1000
 """How long a master may be silent, in the tests' groups. Failovers take longer."""
 START_S = 60.0
-BUS_OFFSET = 10_000
 
 
 def wait_until(condition, timeout_s=START_S, what="the condition"):
@@ -44,21 +43,11 @@ def valkey_program():
     return str(get_binary_path())
 
 
-def free_port():
-    """Return a free port whose cluster bus has a free one too."""
-    while True:
-        port = random.randint(11_000, 31_000)
-        with contextlib.suppress(OSError), socket.socket() as one, socket.socket() as other:
-            one.bind(("127.0.0.1", port))
-            other.bind(("127.0.0.1", port + BUS_OFFSET))
-            return port
-
-
 class Node:
     """One server process. It may be killed, and started again with what it had written."""
 
     def __init__(self, directory, conf, program=None, arguments=()):
-        self.port = free_port()
+        self.port = free_port(needs_bus=True)
         self.directory = Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
         self.file = self.directory / "server.conf"

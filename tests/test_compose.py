@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.services.support import free_port
+from tests.ports import free_port
 
 try:
     import tomllib

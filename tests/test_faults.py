@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from agentlace.transport.embedded import EmbeddedBroker, Settings
-from tests.conftest import free_port
+from tests.ports import free_port
 
 NODES = Path(__file__).with_name("fault_nodes.py")
 COUNT = 3000

@@ -1,20 +1,11 @@
-import contextlib
-import random
-import socket
-
 import pytest
 
-PORTS = range(20_000, 30_000)
-"""Below those that the kernel gives to outgoing connections: while the broker is down, one of
-its own clients could be given its port."""
+from tests.ports import free_port
 
 
 @pytest.fixture
 def unused_port():
-    while True:
-        port = random.choice(PORTS)
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
+    return free_port()
 
 
 @pytest.fixture(autouse=True)

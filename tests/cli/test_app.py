@@ -10,7 +10,7 @@ import pytest
 from agentlace.cli import app as app_module
 from agentlace.cli import main
 from agentlace.errors import AgentlaceError
-from tests.conftest import free_port
+from tests.ports import free_port
 from tests.services.support import ROOT, Program
 
 COMMANDS = ("bench", "broker", "consumers", "demos", "doctor", "rlds", "version")

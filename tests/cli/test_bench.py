@@ -15,8 +15,8 @@ from agentlace.cli.bench import NORMAL
 from agentlace.cli.bench_rows import MEASURES, Bench, rows
 from agentlace.config import BrokerURL
 from agentlace.errors import AgentlaceError, BrokerUnreachable
-from tests.conftest import free_port
 from tests.operating.doctoring import channel_to, setting
+from tests.ports import free_port
 from tests.services.secured import SecuredBroker, servers
 from tests.services.support import ROOT, wait_until
 

@@ -4,7 +4,6 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,14 +15,9 @@ import pytest
 from agentlace.config import BrokerURL
 from agentlace.errors import AgentlaceError, BrokerAuthFailed
 from agentlace.transport.connection import Broker
+from tests.ports import free_port
 
 DEADLINE_S = 30.0
-
-
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 def command(*arguments):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from test_broker import command, free_port, running, servers_on, wait_until
+from test_broker import command, running, servers_on, wait_until
 from typer.testing import CliRunner
 
 from agentlace.cli.app import app
@@ -19,6 +19,7 @@ from agentlace.config import BrokerURL
 from agentlace.errors import AgentlaceError, BrokerAuthFailed
 from agentlace.transport.connection import Broker
 from agentlace.transport.secured import ROLES, SecuredDirectory
+from tests.ports import free_port
 
 DEADLINE_S = 60.0
 

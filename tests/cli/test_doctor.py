@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 from agentlace.cli.app import app
 from agentlace.config import BadSetting
 from agentlace.operating.doctor import CHECKS
-from tests.conftest import free_port
 from tests.operating.doctoring import setting
+from tests.ports import free_port
 
 
 def doctor(*arguments, status=0):

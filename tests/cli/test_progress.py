@@ -17,7 +17,7 @@ from agentlace.progress import Logged, counted
 from agentlace.transport.connection import Broker
 from agentlace.transport.embedded import EmbeddedBroker, Settings
 from tests.cli.programs import SOON, OnTerminal, Piped
-from tests.conftest import free_port
+from tests.ports import free_port
 
 PROGRAM = f"""{SOON}
 from agentlace.cli.progress import shown

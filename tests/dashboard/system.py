@@ -8,7 +8,8 @@ import tempfile
 from pathlib import Path
 
 from agentlace.transport.embedded import EmbeddedBroker, Settings
-from tests.services.support import ROOT, free_port, wait_until
+from tests.ports import free_port
+from tests.services.support import ROOT, wait_until
 
 from .support import ADMIN, Visitor
 

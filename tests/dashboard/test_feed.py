@@ -15,7 +15,8 @@ from agentlace.dashboard.feed import Feed, as_json
 from agentlace.data import QueuedDataStore, RateLimiter, ReplayBuffer
 from agentlace.errors import Closed, DecodeError
 from agentlace.transport.embedded import EmbeddedBroker, Settings
-from tests.services.support import InThread, free_port, wait_until
+from tests.ports import free_port
+from tests.services.support import InThread, wait_until
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ import time
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from agentlace.transport.embedded import EmbeddedBroker, Settings
+from tests.ports import free_port
 
-from ..conftest import free_port
 from . import targets
 
 ROUND = {"Decoder": 200, "Requests": 60, "Streams": 30, "Presence": 60, "Weights": 12}

@@ -16,7 +16,8 @@ from agentlace.transport.keys import ServiceKeys
 from agentlace.transport.pubsub import PLAIN
 from agentlace.transport.requests import RequestClient
 from tests.ha.workload import Workload
-from tests.server_groups import Cluster, free_port
+from tests.ports import free_port
+from tests.server_groups import Cluster
 
 
 def program(name):

@@ -26,7 +26,8 @@ from agentlace.operating.prometheus import SYSTEM, exposition
 from agentlace.telemetry import METRICS, Sample
 from agentlace.transport.embedded import EmbeddedBroker, Settings
 from tests.operating.test_snapshot import system
-from tests.services.support import free_port, wait_until
+from tests.ports import free_port
+from tests.services.support import wait_until
 
 CONFIG = ActionConfig(port_number=5601, action_keys=["move"], observation_keys=["joints"])
 

@@ -16,7 +16,7 @@ from agentlace.operating.doctor import CHECKS, Patient, examine
 from agentlace.operating.doctor.servers import clock
 from agentlace.transport import embedded as embedded_module
 from agentlace.transport.embedded import EmbeddedBroker, Settings
-from tests.conftest import free_port
+from tests.ports import free_port
 from tests.server_groups import Sentinels
 from tests.services.certificates import Lab, TlsProxy
 from tests.services.support import wait_until

@@ -13,7 +13,7 @@ from agentlace import TrainerServer
 from agentlace.data import QueuedDataStore
 from agentlace.rlds.reader import DatasetReader
 from agentlace.transport.embedded import EmbeddedBroker, Settings
-from tests.conftest import free_port
+from tests.ports import free_port
 from tests.services.support import Program, wait_until
 
 from .playing import CONFIG, STORE, how_it_ends, transitions

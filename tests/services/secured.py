@@ -11,8 +11,7 @@ from agentlace.transport import embedded, server_process
 from agentlace.transport.connection import Broker
 from agentlace.transport.embedded import EmbeddedBroker
 from agentlace.transport.secured import SecuredDirectory, SecuredSettings
-
-from .support import free_port
+from tests.ports import free_port
 
 ROLES = ("actor", "learner", "inference", "recorder", "observer", "operator", "admin")
 

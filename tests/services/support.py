@@ -37,12 +37,6 @@ def holds_for(condition, duration_s, what="the condition"):
         time.sleep(0.002)
 
 
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
 def assert_same(found, expected, path=""):
     """Compare two trees exactly: types, keys in any order, dtypes, shapes, values."""
     if isinstance(expected, dict):

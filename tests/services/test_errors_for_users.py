@@ -30,8 +30,9 @@ from agentlace.data import QueuedDataStore
 from agentlace.gym_env import GymEnvClient
 from agentlace.service import client as service
 from agentlace.transport.embedded import EmbeddedBroker, Settings
+from tests.ports import free_port
 
-from .support import InThread, free_port, holds_for, wait_until
+from .support import InThread, holds_for, wait_until
 
 ACTION = ActionConfig(5556, ["move"], ["x"])
 TRAINER = TrainerConfig(request_types=["get-stats"])

@@ -12,8 +12,9 @@ import pytest
 from agentlace import BrokerUnreachable, TrainerClient, TrainerConfig, TrainerServer
 from agentlace.data import QueuedDataStore, ReplayBuffer
 from agentlace.transport.embedded import EmbeddedBroker, Settings
+from tests.ports import free_port
 
-from .support import InThread, Log, Program, free_port, holds_for, wait_until
+from .support import InThread, Log, Program, holds_for, wait_until
 
 CONFIG = TrainerConfig(5555, 5556, request_types=["ping"])
 

@@ -14,8 +14,9 @@ from agentlace import (
     RequestTimeout,
 )
 from agentlace.transport.embedded import EmbeddedBroker, Settings
+from tests.ports import free_port
 
-from .support import InThread, Log, assert_same, free_port, wait_until
+from .support import InThread, Log, assert_same, wait_until
 
 PORT = 6379
 OBSERVATION = {

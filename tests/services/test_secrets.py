@@ -14,8 +14,9 @@ from agentlace.config import BrokerURL
 from agentlace.errors import AgentlaceError
 from agentlace.transport.connection import Broker
 from agentlace.transport.embedded import EmbeddedBroker, Settings
+from tests.ports import free_port
 
-from .support import ROOT, Program, free_port
+from .support import ROOT, Program
 
 PASSWORD = "geheim-b7%c5f&0"
 QUOTED = "geheim-b7%25c5f%260"

@@ -15,10 +15,11 @@ from agentlace.errors import BrokerAuthFailed, BrokerUnreachable, TlsFailed
 from agentlace.trainer import TrainerClient, TrainerServer
 from agentlace.transport.connection import Broker
 from agentlace.transport.embedded import EmbeddedBroker
+from tests.ports import free_port
 
 from .certificates import Lab, TlsProxy
 from .secured import SecuredSettings, make, servers
-from .support import Log, assert_same, free_port, wait_until
+from .support import Log, assert_same, wait_until
 
 ACTION = ActionConfig(5556, ["move"], ["image"], broadcast_port=5557)
 TRAINER = TrainerConfig(5555, request_types=["stats"])

@@ -2,7 +2,7 @@ import contextlib
 
 import pytest
 from stream_support import STORE, Actor, Recorder
-from transport_support import Proxy, free_port
+from transport_support import Proxy
 from weights_support import Player
 
 from agentlace.config import BrokerURL
@@ -10,6 +10,7 @@ from agentlace.transport.embedded import EmbeddedBroker, Settings
 from agentlace.transport.keys import ServiceKeys
 from agentlace.transport.weights_publisher import WeightsPublisher
 from tests.conftest import broker_url_of
+from tests.ports import free_port
 
 
 @pytest.fixture(params=["redis", "unix", "memory", "cluster"])

@@ -20,7 +20,6 @@ from transport_support import (
     FakeServer,
     broker_at,
     channel_to,
-    free_port,
     kill_clients,
     wait_until,
 )
@@ -33,6 +32,7 @@ from agentlace.transport.backoff import Backoff
 from agentlace.transport.connection import Broker, Passing, Refused, mapped
 from agentlace.transport.embedded import EmbeddedBroker, Settings
 from agentlace.transport.resp import ErrorReply
+from tests.ports import free_port
 
 PASSWORD = "geheim-7f3a"
 

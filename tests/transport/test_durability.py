@@ -7,7 +7,7 @@ import signal
 
 import pytest
 from stream_support import Actor, Recorder, rows
-from transport_support import broker_at, channel_to, free_port, kill_clients, wait_until
+from transport_support import broker_at, channel_to, kill_clients, wait_until
 
 from agentlace.errors import BrokerUnreachable
 from agentlace.transport import consumer as consumer_module
@@ -16,6 +16,7 @@ from agentlace.transport import embedded as embedded_module
 from agentlace.transport import held as held_module
 from agentlace.transport.embedded import EmbeddedBroker, Settings
 from agentlace.transport.streams import StreamId, newest_id
+from tests.ports import free_port
 
 
 def valkey():

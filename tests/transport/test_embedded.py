@@ -20,7 +20,6 @@ from transport_support import (
     alive,
     brokers_on,
     channel_to,
-    free_port,
     wait_until,
 )
 
@@ -29,6 +28,7 @@ from agentlace.errors import AgentlaceError, BrokerAuthFailed, BrokerUnreachable
 from agentlace.transport import embedded, server_process
 from agentlace.transport.connection import Broker
 from agentlace.transport.embedded import EmbeddedBroker, Settings, ensure
+from tests.ports import free_port
 
 LINGER_S = 0.5
 PASSWORD = 'p w"\\\n#ü7'

@@ -10,7 +10,7 @@ import time
 
 import pytest
 from stream_support import LONG_S, Actor, Recorder, rows
-from transport_support import Proxy, broker_at, channel_to, free_port, kill_clients, wait_until
+from transport_support import Proxy, broker_at, channel_to, kill_clients, wait_until
 
 from agentlace.errors import ActorReplaced, AlreadyServed, BrokerUnreachable, StoreFull
 from agentlace.transport import consumer as consumer_module
@@ -18,6 +18,7 @@ from agentlace.transport.connection import Broker
 from agentlace.transport.cursor import Lease
 from agentlace.transport.embedded import EmbeddedBroker, Settings
 from agentlace.transport.streams import START, Retention, StreamId, consumers
+from tests.ports import free_port
 
 
 @pytest.fixture

@@ -9,12 +9,13 @@ import threading
 
 import numpy as np
 import pytest
-from transport_support import broker_at, channel_to, free_port, kill_clients, wait_until
+from transport_support import broker_at, channel_to, kill_clients, wait_until
 from weights_support import LARGE, LONG_S, SMALL, SlowLink, leaf_keys, network, publish
 
 from agentlace.errors import BrokerUnreachable
 from agentlace.transport.embedded import EmbeddedBroker, Settings
 from agentlace.transport.weights import BATCH_BYTES
+from tests.ports import free_port
 
 
 @pytest.fixture

@@ -17,12 +17,6 @@ once = pytest.mark.parametrize("any_broker_url", ["redis"], indirect=True)
 """For a test that brings its own broker: it need not run for each kind of broker."""
 
 
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
 def wait_until(condition, timeout_s=DEADLINE_S, what="the condition"):
     """Return the condition's first true value; fail if there is none in time."""
     deadline = time.monotonic() + timeout_s
