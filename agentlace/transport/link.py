@@ -90,7 +90,7 @@ class Link:
                 popped = reader.popped(envelope)
         else:
             resp.write(self.sock, envelope.packed(frame))
-            if micros and not reader.has_data:
+            if micros and self.is_plain and not reader.has_data:
                 spin(self.sock.fileno(), least, micros)
             popped = reader.popped(envelope)
         if self.habit:

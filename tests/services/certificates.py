@@ -1,6 +1,7 @@
 """Certificates, good and bad, and a proxy that ends TLS in front of a broker without it."""
 
 import contextlib
+import select
 import socket
 import ssl
 import threading
@@ -74,28 +75,24 @@ class TlsProxy:
             return
         with client, socket.create_connection(("127.0.0.1", self._target)) as server:
             self._sockets |= {client, server}
-            client.settimeout(0.02)
-            back = threading.Thread(target=self._back, args=(server, client))
-            back.start()
             with contextlib.suppress(OSError, ValueError):
-                while not self._stop.is_set():
-                    with contextlib.suppress(TimeoutError):
-                        data = client.recv(1 << 16)
-                        if not data:
-                            break
-                        server.sendall(data)
-            with contextlib.suppress(OSError):
-                server.shutdown(socket.SHUT_RDWR)
-            back.join()
+                self._forward(client, server)
+            for sock in (client, server):
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
 
-    def _back(self, server, client):
-        with contextlib.suppress(OSError, ValueError):
-            while data := server.recv(1 << 16):
-                while data:
-                    with contextlib.suppress(TimeoutError):
-                        data = data[client.send(data) :]
-        with contextlib.suppress(OSError):
-            client.shutdown(socket.SHUT_RDWR)
+    def _forward(self, client, server):
+        """Forward both ways in one thread: two may not use one end of TLS at the same time."""
+        while not self._stop.is_set():
+            ready = (
+                [client] if client.pending() else select.select([client, server], [], [], 0.02)[0]
+            )
+            for source, target in ((client, server), (server, client)):
+                if source in ready:
+                    data = source.recv(1 << 16)
+                    if not data:
+                        return
+                    target.sendall(data)
 
     def cut(self):
         """Cut all connections."""
